@@ -1,0 +1,1 @@
+"""Speculative decoding: trees, acceptance, caches and the loop that joins them."""

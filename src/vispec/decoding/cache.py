@@ -1,0 +1,170 @@
+"""Keys and values in preallocated slots, one slot a request, compacted in place.
+
+A *slot position* says where a key lies; what a rotary embedding sees is another number, given to
+the model separately.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+READ_STEP = 64
+"""Reads are rounded up to this many positions, so that shapes change rarely."""
+
+
+class _SlotLayer(CacheLayerMixin):
+    """One decoder layer's view of a `SlotCache`; keeps no state of its own."""
+
+    is_sliding = False
+
+    def __init__(self, cache: SlotCache, index: int) -> None:
+        super().__init__()
+        self._cache, self._index = cache, index
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do: the buffers exist from the start."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        return self._cache.write(self._index, key_states, value_states)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self._cache.read_length, 0
+
+    def get_seq_length(self) -> int:
+        # Only a prefill lets the model derive anything from this; a tree pass states its
+        # positions and its mask.
+        return self._cache.starts[0]
+
+    def get_max_length(self) -> int:
+        return self._cache.capacity
+
+
+class SlotCache(Cache):
+    """Static key/value buffers `[layers, 2, slots, kv_heads, capacity, head_dim]`.
+
+    Before a forward pass `window` says which slots take part and how many tokens are written at
+    each one's tail; the pass then reads the narrowed buffers, and a mask (`attention_mask`) hides
+    what is not a request's own. Written tokens count only once `keep` has accepted them.
+
+    Args:
+        layers: decoder layers.
+        slots: requests that fit at the same time.
+        kv_heads: key/value heads.
+        head_dim: size of one head.
+        capacity: positions per slot; rounded up to a multiple of `READ_STEP`.
+        dtype: of keys and values.
+        device: where the buffers live.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        slots: int,
+        kv_heads: int,
+        head_dim: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        super().__init__(layers=[_SlotLayer(self, index) for index in range(layers)])
+        self.capacity = _round_up(capacity)
+        # Zeros, not empty: hidden positions are multiplied by a weight of 0, and 0 * nan is nan.
+        self.store = torch.zeros(
+            layers, 2, slots, kv_heads, self.capacity, head_dim, dtype=dtype, device=device
+        )
+        self.length = [0] * slots
+        self.starts = [0]
+        self.read_length = 0
+        self._first, self._count, self._width = 0, 1, 0
+        self._index: Tensor | None = None
+
+    def window(
+        self, first: int, count: int, width: int, *, behind: int = 0, exact: bool = False
+    ) -> None:
+        """Let the next forward pass write `width` tokens behind slots `first … first + count - 1`.
+
+        Args:
+            behind: tokens already written behind each slot's kept ones, to be left alone.
+            exact: read exactly as far as is written (a prefill, whose own causal mask the model
+                makes); otherwise reads are rounded up and the caller's mask hides the rest.
+
+        Raises:
+            ValueError: if a slot has no room for `width` more tokens.
+        """
+        self._first, self._count, self._width = first, count, width
+        self.starts = [length + behind for length in self.length[first : first + count]]
+        end = max(self.starts) + width
+        if end > self.capacity:
+            raise ValueError(f"{end} positions do not fit a slot of {self.capacity}")
+        self.read_length = end if exact else min(_round_up(end), self.capacity)
+        self._index = None
+        if count > 1:
+            starts = torch.tensor(self.starts, device=self.store.device)
+            positions = starts[:, None] + torch.arange(width, device=self.store.device)
+            self._index = positions[:, None, :, None]
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store `[count, kv_heads, width, head_dim]` at the window, return what it may read."""
+        buffers = self.store[layer, :, self._first : self._first + self._count]
+        if self._index is None:
+            # One request: a plain copy is several times faster than an indexed one.
+            start = self.starts[0]
+            buffers[0, :, :, start : start + self._width].copy_(keys)
+            buffers[1, :, :, start : start + self._width].copy_(values)
+        else:
+            index = self._index.expand(keys.shape)
+            buffers[0].scatter_(2, index, keys)
+            buffers[1].scatter_(2, index, values)
+        read = buffers[..., : self.read_length, :]
+        return read[0], read[1]
+
+    def keep(self, slot: int, nodes: Sequence[int]) -> None:
+        """Append the written tokens `nodes` (ascending window offsets) to `slot`, drop the rest."""
+        start, count = self.length[slot], len(nodes)
+        if nodes[-1] != count - 1:
+            rows = torch.tensor(nodes, device=self.store.device) + start
+            moved = self.store[:, :, slot].index_select(-2, rows)
+            self.store[:, :, slot, :, start : start + count].copy_(moved)
+        self.length[slot] = start + count
+
+    def move(self, source: int, target: int) -> None:
+        """Let `target` take over what `source` holds; `source` becomes empty."""
+        if source != target:
+            length = self.length[source]
+            self.store[:, :, target, :, :length].copy_(self.store[:, :, source, :, :length])
+            self.length[target] = length
+        self.length[source] = 0
+
+    def attention_mask(self, block: Tensor, dtype: torch.dtype) -> Tensor:
+        """Additive mask of the current window: the slot's own past, and `block` behind it.
+
+        Args:
+            block: `[b, n, m]` bool, which of the `m` tokens behind the kept ones each of the `n`
+                queries sees; the queries are the last `n` of them.
+            dtype: of the attention scores.
+
+        Returns:
+            `[b, 1, n, read_length]`, 0 where a key is seen and the lowest number elsewhere.
+        """
+        b, n, m = block.shape
+        device = block.device
+        kept = self.length[self._first : self._first + self._count]
+        tails = torch.tensor(kept, device=device).view(-1, 1, 1)
+        column = torch.arange(self.read_length, device=device)
+        seen = (column < tails).expand(b, n, -1)
+        newest = (tails + torch.arange(m, device=device)).expand(b, n, m)
+        seen = seen.scatter(2, newest, block)
+        mask = torch.zeros(seen.shape, dtype=dtype, device=device)
+        return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def _round_up(positions: int) -> int:
+    return -(-positions // READ_STEP) * READ_STEP

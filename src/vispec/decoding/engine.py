@@ -1,0 +1,284 @@
+"""A target and a draft that answer requests: text and images in, text out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, overload
+
+import numpy as np
+from PIL import Image
+from transformers import LogitsProcessorList
+
+from vispec.decoding.loop import FinishReason, Job, run
+from vispec.decoding.sampling import Chooser, Sampling
+from vispec.decoding.stats import Stats
+from vispec.decoding.text import Piece, TextStream
+from vispec.decoding.tree import SampledShape, TreeShape
+from vispec.drafts.base import Draft
+from vispec.errors import SamplingError
+from vispec.images import load_image
+from vispec.targets.base import Message, Prompt, Target
+
+Accept = Literal["keyed", "stochastic"]
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+
+DEFAULT_MAX_NEW_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question.
+
+    Args:
+        prompt: the question, or a conversation whose images appear in order in `images`.
+        images: paths, bytes, arrays or pictures.
+        sampling: how tokens are chosen.
+        logits_processor: further Hugging Face logits processors, after the checkpoint's own.
+    """
+
+    prompt: str | Sequence[Message]
+    images: Sequence[ImageSource] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    logits_processor: LogitsProcessorList | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One answer.
+
+    Attributes:
+        text: without special tokens, ending before a stop string.
+        token_ids: every new token, the one that ended the answer included.
+        finish_reason: `"stop"` (end of sequence or stop string), `"length"` (`max_new_tokens`) or
+            `"context"` (the target's context is full).
+        stats: what it cost.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    stats: Stats
+
+
+class Stream(Iterator[Piece]):
+    """Pieces of text as they become certain; when exhausted, `results` (and `result`) are there."""
+
+    def __init__(self, pieces: Iterator[Piece], results: list[Result]) -> None:
+        self._pieces, self._results = pieces, results
+        self._ended = self._closed = False
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Piece:
+        try:
+            return next(self._pieces)
+        except StopIteration:
+            self._ended |= not self._closed
+            raise
+
+    @property
+    def results(self) -> list[Result]:
+        """The answers, in the order of the requests.
+
+        Raises:
+            RuntimeError: before the last piece was read.
+        """
+        if not self._ended:
+            raise RuntimeError("the stream has not ended; read all its pieces first")
+        return self._results
+
+    @property
+    def result(self) -> Result:
+        return self.results[0]
+
+    def close(self) -> None:
+        """Stop generating; unless the stream had ended, there are no results."""
+        self._closed = True
+        close = getattr(self._pieces, "close", None)
+        if close is not None:
+            close()
+
+
+class Engine:
+    """Answers requests with a target, and faster with a draft.
+
+    Args:
+        target: a wrapped Hugging Face model.
+        draft: proposes tokens; None decodes plainly.
+        tree: budget of the dynamic trees for keyed acceptance.
+        sampled: shape of the sampled trees for stochastic acceptance.
+        max_batch: requests decoded at the same time; further ones wait for a free slot.
+
+    Raises:
+        DraftMismatchError: if the draft does not fit the target.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        draft: Draft | None = None,
+        *,
+        tree: TreeShape | None = None,
+        sampled: SampledShape | None = None,
+        max_batch: int = 8,
+    ) -> None:
+        if draft is not None:
+            draft.check(target)
+        self.target, self.draft = target, draft
+        self.tree, self.sampled = tree or TreeShape(), sampled or SampledShape()
+        self.max_batch = max_batch
+
+    @overload
+    def generate(
+        self,
+        prompt: str | Sequence[Message],
+        images: Sequence[ImageSource] = (),
+        *,
+        speculate: bool = True,
+        accept: Accept = "keyed",
+        logits_processor: LogitsProcessorList | None = None,
+        **sampling: Any,
+    ) -> Result: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[Request],
+        *,
+        speculate: bool = True,
+        accept: Accept = "keyed",
+    ) -> list[Result]: ...
+
+    def generate(self, prompt: Any, images: Any = (), **options: Any) -> Any:
+        """Answer a question about images, or a list of requests in one batch.
+
+        Args:
+            prompt: a question, a conversation, or a list of `Request`.
+            images: the pictures of a single question.
+            speculate: False decodes plainly.
+            accept: `"keyed"` gives the plain loop's own text for a seed; `"stochastic"` is the
+                papers' rule, whose text only has the same distribution.
+            logits_processor: further Hugging Face logits processors of a single question.
+            sampling: the fields of `Sampling`.
+
+        Returns:
+            a `Result`, or a list of them in the order of the requests.
+
+        Raises:
+            VispecError: for a request that cannot be answered, before any is started.
+        """
+        stream = self.stream(prompt, images, **options)
+        for _ in stream:
+            pass
+        return stream.results if _is_batch(prompt) else stream.result
+
+    def stream(
+        self,
+        prompt: str | Sequence[Message] | Sequence[Request],
+        images: Sequence[ImageSource] = (),
+        *,
+        speculate: bool = True,
+        accept: Accept = "keyed",
+        logits_processor: LogitsProcessorList | None = None,
+        **sampling: Any,
+    ) -> Stream:
+        """As `generate`, but an iterator of `Piece` whose `result` is there at its end."""
+        if accept not in ("keyed", "stochastic"):
+            raise SamplingError("accept", accept, "'keyed' or 'stochastic'")
+        if _is_batch(prompt):
+            if images or sampling or logits_processor is not None:
+                raise TypeError("images and sampling of a list of requests belong in the requests")
+            requests: list[Request] = list(prompt)  # type: ignore[arg-type]
+        else:
+            unknown = set(sampling) - Sampling.names()
+            if unknown:
+                known = ", ".join(sorted(Sampling.names()))
+                raise TypeError(f"unknown option {', '.join(sorted(unknown))}; there are: {known}")
+            if isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray):
+                images = [images]
+            if not isinstance(prompt, str) and not all(isinstance(p, Mapping) for p in prompt):
+                raise TypeError("prompt must be a text, a list of messages or a list of Request")
+            requests = [Request(prompt, images, Sampling(**sampling), logits_processor)]  # type: ignore[arg-type]
+        answers = [self._answer(request, index) for index, request in enumerate(requests)]
+        results: list[Result] = []
+        draft = self.draft if speculate else None
+        return Stream(self._pieces(answers, results, draft, accept), results)
+
+    def _answer(self, request: Request, index: int) -> _Answer:
+        """Everything that can go wrong with a request goes wrong here."""
+        images = [load_image(source) for source in request.images]
+        prompt = self.target.encode(request.prompt, images)
+        return _Answer(self.target, request, prompt, index)
+
+    def _pieces(
+        self, answers: list[_Answer], results: list[Result], draft: Draft | None, accept: Accept
+    ) -> Iterator[Piece]:
+        sampled = accept == "stochastic" and draft is not None
+        groups: list[tuple[TreeShape | SampledShape, list[_Answer]]] = [
+            # Greedy choices are the same under both rules, and trees chosen freely are better.
+            (self.tree, [a for a in answers if not (sampled and a.job.chooser.sample)]),
+            (self.sampled, [a for a in answers if sampled and a.job.chooser.sample]),
+        ]
+        for shape, group in groups:
+            by_job = {id(answer.job): answer for answer in group}
+            moves = run(
+                self.target,
+                draft,
+                [answer.job for answer in group],
+                shape=shape,
+                slots=min(self.max_batch, max(1, len(group))),
+                capacity=max((len(a.job.prompt) + a.job.limit for a in group), default=0),
+            )
+            for moved in moves:
+                for job in moved:
+                    yield from by_job[id(job)].pieces()
+        results += [answer.result() for answer in answers]
+
+
+class _Answer:
+    """A request on its way: its job for the loop, and its text."""
+
+    def __init__(self, target: Target, request: Request, prompt: Prompt, index: int) -> None:
+        sampling = request.sampling
+        config = sampling.over(target.model.generation_config)
+        wanted = sampling.max_new_tokens or config.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+        room = target.context_length - len(prompt)
+        limit = min(wanted, room)
+        sample = bool(config.do_sample)
+        processors = target.processors(config, len(prompt), limit, request.logits_processor)
+        self.stream = TextStream(target.tokenizer, sampling.stop, index)
+        eos = frozenset() if sampling.ignore_eos else target.eos_token_ids
+
+        def finished(token: int, drafted: bool) -> bool:
+            return self.stream.push(token, drafted) or token in eos
+
+        self.job = Job(
+            prompt,
+            Chooser(processors, sample=sample, seed=sampling.seed),
+            limit,
+            finished,
+            limit_reason="length" if wanted <= room else "context",
+            draft_temperature=config.temperature or 1.0 if sample else 1.0,
+        )
+
+    def pieces(self) -> list[Piece]:
+        """What can be shown by now."""
+        ended = self.job.finish_reason is not None
+        if ended:
+            self.stream.finish()
+        return self.stream.pieces(last=ended)
+
+    def result(self) -> Result:
+        job = self.job
+        assert job.finish_reason is not None
+        return Result(self.stream.text, job.token_ids, job.finish_reason, job.stats)
+
+
+def _is_batch(prompt: object) -> bool:
+    return isinstance(prompt, list | tuple) and all(isinstance(p, Request) for p in prompt)
+
+
+__all__ = ["Accept", "Engine", "ImageSource", "Request", "Result", "Stream"]
