@@ -1,0 +1,1 @@
+"""Published draft formats, one file each: recognise, read and write them."""

@@ -1,0 +1,134 @@
+"""Folders of a configuration and safetensors, wherever they lie."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers.utils.hub import cached_file, is_offline_mode
+
+from vispec.errors import CheckpointError
+
+EMBEDDED = Path(__file__).parent.parent / "models"
+"""Where the embedded pair lies: the folders `target` and `draft`."""
+
+
+def locate(name: str | os.PathLike[str], role: str = "target") -> str:
+    """Resolve `embedded` to the packaged folder of that `role`; leave any other name as it is.
+
+    Raises:
+        CheckpointError: if the embedded model is not installed.
+    """
+    if os.fspath(name) != "embedded":
+        return os.fspath(name)
+    folder = EMBEDDED / role
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            "embedded",
+            f"has no {role} in this installation",
+            missing=[str(folder / "config.json")],
+            fix="Install vispec from a full checkout or wheel, or name another model.",
+        )
+    return str(folder)
+
+
+def fetch(name: str, file: str) -> Path | None:
+    """The path of one file of a folder or hub repository, None where it has no such file.
+
+    Raises:
+        CheckpointError: if `name` is neither a folder nor can be reached.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder / file if (folder / file).is_file() else None
+    try:
+        found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise CheckpointError.unavailable(name, [file], reason) from error
+    return Path(found) if found else None
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """The checkpoint's `config.json`.
+
+    Raises:
+        CheckpointError: if there is none, or it is not JSON.
+    """
+    path = fetch(name, "config.json")
+    if path is None:
+        if not Path(name).is_dir():  # offline, the hub is not even asked
+            raise CheckpointError.unavailable(name, ["config.json"])
+        raise CheckpointError(name, "has no configuration", missing=["config.json"])
+    return _read_object(name, path)
+
+
+def _read_object(name: str, path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise CheckpointError(name, f"has a {path.name} that is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(name, f"has a {path.name} that is not an object")
+    return found
+
+
+def weight_files(name: str) -> list[Path]:
+    """The checkpoint's safetensors files, shards in order.
+
+    Raises:
+        CheckpointError: if there are none; pickled weights are not read.
+    """
+    single = fetch(name, "model.safetensors")
+    if single is not None:
+        return [single]
+    index = fetch(name, "model.safetensors.index.json")
+    if index is None:
+        if not Path(name).is_dir() and is_offline_mode():
+            raise CheckpointError.unavailable(name, ["model.safetensors"], "offline mode is on")
+        pickled = fetch(name, "pytorch_model.bin")
+        fix = (
+            "It has pickled weights (pytorch_model.bin), which can run code when opened; convert"
+            " them to safetensors first."
+            if pickled
+            else ""
+        )
+        raise CheckpointError(name, "has no weights", missing=["model.safetensors"], fix=fix)
+    weight_map = _read_object(name, index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(name, f"has a {index.name} without a weight_map")
+    shards = sorted(set(map(str, weight_map.values())))
+    files = [(shard, fetch(name, shard)) for shard in shards]
+    missing = [shard for shard, path in files if path is None]
+    if missing:
+        raise CheckpointError(name, "lacks shards that its index names", missing=missing)
+    return [path for _, path in files if path is not None]
+
+
+def tensor_headers(name: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """`(name, shape, dtype)` of every tensor, without reading the weights."""
+    for path in weight_files(name):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 - not a mapping
+                    view = file.get_slice(key)
+                    yield key, tuple(view.get_shape()), view.get_dtype()
+        except Exception as error:  # safetensors raises its own error, and OSError
+            raise CheckpointError(name, f"has an unreadable {path.name}: {error}") from error
+
+
+def read_tensors(name: str) -> dict[str, Tensor]:
+    """Every tensor of the checkpoint."""
+    tensors: dict[str, Tensor] = {}
+    for path in weight_files(name):
+        try:
+            tensors |= load_file(path)
+        except Exception as error:
+            raise CheckpointError(name, f"has an unreadable {path.name}: {error}") from error
+    return tensors

@@ -1,0 +1,232 @@
+"""What a checkpoint is, from its configuration and the headers of its files alone."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from vispec.checkpoints import vispec as vispec_format
+from vispec.checkpoints.files import fetch, locate, read_config, tensor_headers
+from vispec.errors import CheckpointError, DraftMismatchError
+from vispec.targets import FAMILIES, Target, family
+
+BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+"""Size of an element of each safetensors type."""
+
+LICENCE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE")
+Headers = Mapping[str, tuple[tuple[int, ...], str]]
+"""Tensor name to shape and safetensors type."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A checkpoint in numbers.
+
+    Attributes:
+        name: as it was asked for.
+        kind: `"target"`, `"draft"`, or `"unknown"`.
+        form: a target's `model_type`, a draft's format.
+        supported: whether vispec can load it.
+        parameters: elements of all its tensors.
+        parts: parameters of each of its modules.
+        weights_bytes: of the tensors as they are stored.
+        stored_as: safetensors types, the most frequent first.
+        memory_bytes: of the weights once loaded, by number format.
+        cache_bytes_per_token: of the target's keys and values in two-byte numbers; 0 for a draft.
+        context: positions the target can hold; 0 for a draft.
+        geometry: layers, hidden size and the like.
+        licence: as its files state it, None where they do not.
+        problems: what is wrong with its tensors.
+    """
+
+    name: str
+    kind: str
+    form: str
+    supported: bool
+    parameters: int
+    parts: dict[str, int]
+    weights_bytes: int
+    stored_as: list[str]
+    memory_bytes: dict[str, int]
+    cache_bytes_per_token: int
+    context: int
+    geometry: dict[str, Any]
+    licence: str | None
+    problems: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return asdict(self)
+
+
+def summarise(name: str | os.PathLike[str], role: str = "target") -> Summary:
+    """Describe a checkpoint without reading its weights.
+
+    Args:
+        name: a folder, a hub name, or `"embedded"`.
+        role: which of the embedded pair is meant, `"target"` or `"draft"`.
+
+    Raises:
+        CheckpointError: if there is no such checkpoint, or its files cannot be read.
+    """
+    place = locate(name, role)
+    config = read_config(place)
+    headers = read_headers(place)
+    shapes = {key: shape for key, (shape, _) in headers.items()}
+    form = vispec_format.recognise(config, shapes)
+    text = config.get("text_config") or config
+    if form is not None:
+        kind, supported = "draft", True
+        error = vispec_format.shape_problems(place)
+        problems = str(error).splitlines() if error else []
+        cache, context = 0, 0
+    else:
+        form = str(config.get("model_type") or "without model_type")
+        supported = form in FAMILIES
+        kind = "target" if supported or "vision_config" in config else "unknown"
+        problems = []
+        text = _text_config(place, text)
+        cache = _cache_bytes_per_token(text)
+        context = int(text.get("max_position_embeddings") or 0)
+    sizes = {key: math.prod(shape) for key, (shape, _) in headers.items()}
+    total = sum(sizes.values())
+    types = Counter(kind for _, kind in headers.values())
+    return Summary(
+        name=os.fspath(name),
+        kind=kind,
+        form=form,
+        supported=supported,
+        parameters=total,
+        parts=_parts(sizes),
+        weights_bytes=sum(sizes[key] * BYTES.get(t, 1) for key, (_, t) in headers.items()),
+        stored_as=[t for t, _ in types.most_common()],
+        memory_bytes={"float32": 4 * total, "bfloat16": 2 * total, "float16": 2 * total},
+        cache_bytes_per_token=cache,
+        context=context,
+        geometry={
+            key: text[key]
+            for key in (
+                "num_hidden_layers",
+                "hidden_size",
+                "num_attention_heads",
+                "num_key_value_heads",
+                "vocab_size",
+            )
+            if text.get(key) is not None
+        },
+        licence=licence(place),
+        problems=problems,
+    )
+
+
+def mismatches(draft: str | os.PathLike[str], target: str | os.PathLike[str]) -> list[str]:
+    """Why a draft does not fit a target, without reading the weights of either; empty if it does.
+
+    Raises:
+        CheckpointError: if one of them cannot be read, or the first is not a draft.
+        UnsupportedFamilyError: if vispec has no file for the target's family.
+    """
+    place = locate(draft, "draft")
+    shapes = {key: shape for key, (shape, _) in read_headers(place).items()}
+    if vispec_format.recognise(read_config(place), shapes) is None:
+        raise CheckpointError(draft, "is not a draft of a known format")
+    structure = vispec_format.read_structure(place)
+    try:
+        structure.check(target_structure(target))
+    except DraftMismatchError as error:
+        return list(error.mismatches)
+    return []
+
+
+def target_structure(name: str | os.PathLike[str]) -> Target:
+    """A target on the meta device: its geometry, without weights and without a processor.
+
+    Raises:
+        CheckpointError: if its configuration cannot be read.
+        UnsupportedFamilyError: if vispec has no file for its family.
+    """
+    place = locate(name, "target")
+    kind = family(read_config(place).get("model_type") or "", os.fspath(name))
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(place))
+    return kind(model, None, os.fspath(name))
+
+
+def read_headers(place: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of every tensor; of a hub repository, the headers alone are fetched.
+
+    Raises:
+        CheckpointError: if the files are missing or unreadable.
+    """
+    if Path(place).is_dir():
+        return {key: (shape, kind) for key, shape, kind in tensor_headers(place)}
+    import huggingface_hub as hub
+
+    try:
+        files = hub.get_safetensors_metadata(place).files_metadata.values()
+    except Exception as error:  # the hub's own errors, and those of whichever client it uses
+        reason = str(error).split("\n", 1)[0]
+        raise CheckpointError.unavailable(place, ["model.safetensors"], reason) from error
+    return {
+        key: (tuple(tensor.shape), str(tensor.dtype))
+        for file in files
+        for key, tensor in file.tensors.items()
+    }
+
+
+def licence(place: str) -> str | None:
+    """The licence that a model card's header or a licence file states."""
+    card = fetch(place, "README.md")
+    if card is not None:
+        header = re.match(r"---\n(.*?)\n---", card.read_text(errors="replace"), re.DOTALL)
+        lines = header.group(1) if header else ""
+        for key in ("license_name", "license"):
+            stated = re.search(rf"^{key}:\s*(\S.*?)\s*$", lines, re.MULTILINE)
+            if stated and stated.group(1).strip("'\"") != "other":
+                return stated.group(1).strip("'\"")
+    for name in LICENCE_FILES:
+        file = fetch(place, name)
+        if file is not None:
+            words = file.read_text(errors="replace").split("\n")
+            return next((line.strip(" #") for line in words if line.strip(" #")), None)
+    return None
+
+
+def _text_config(place: str, text: dict[str, Any]) -> dict[str, Any]:
+    """The language model's configuration with the family's defaults filled in, where known."""
+    try:
+        filled: dict[str, Any] = AutoConfig.from_pretrained(place).get_text_config().to_dict()
+    except (OSError, ValueError, KeyError):
+        return text
+    return filled
+
+
+def _cache_bytes_per_token(text: Mapping[str, Any]) -> int:
+    """Keys and values of one position in every layer, two bytes a number."""
+    heads = text.get("num_attention_heads")
+    layers = text.get("num_hidden_layers")
+    if not heads or not layers:
+        return 0
+    head_dim = text.get("head_dim") or text.get("hidden_size", 0) // heads
+    return 2 * 2 * int(layers) * int(text.get("num_key_value_heads") or heads) * int(head_dim)
+
+
+def _parts(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Parameters by module: the first name that tells anything apart."""
+    parts: Counter[str] = Counter()
+    for key, size in sizes.items():
+        words = [word for word in key.split(".")[:-1] if word != "model"]
+        parts[words[0] if words else key] += size
+    return dict(parts.most_common())

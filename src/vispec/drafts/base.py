@@ -1,0 +1,74 @@
+"""What the engine knows about a draft: something that proposes trees.
+
+A `Draft` holds weights and is shared; a `DraftSession` holds what one running batch needs. Slots
+`0 … b - 1` of a session are the same requests as slots `0 … b - 1` of the target's cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from vispec.decoding.tree import SampledShape, Tree, TreeShape
+from vispec.targets.base import Prefill, Prompt, Target
+
+
+@runtime_checkable
+class Draft(Protocol):
+    """Weights and settings; `session` starts using them."""
+
+    @property
+    def name(self) -> str: ...
+
+    def check(self, target: Target) -> None:
+        """Raise `DraftMismatchError`, listing everything that does not fit `target`."""
+        ...
+
+    def session(self, target: Target, slots: int, capacity: int) -> DraftSession:
+        """State for up to `slots` requests of up to `capacity` target positions each."""
+        ...
+
+
+class DraftSession(Protocol):
+    """A draft at work on a batch."""
+
+    def begin(self, slot: int, prompt: Prompt, prefill: Prefill, token: int) -> None:
+        """Read a prompt that the target has run; `token` is the first it said."""
+        ...
+
+    def propose(
+        self, roots: Tensor, shape: TreeShape | SampledShape, noise: DraftNoise | None
+    ) -> Tree:
+        """Propose a tree behind each root `[b]`; sampled children are drawn with `noise`."""
+        ...
+
+    def advance(
+        self, nodes: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], features: Tensor
+    ) -> None:
+        """Take in what was accepted.
+
+        Args:
+            nodes: accepted tree nodes of each request, the root first.
+            tokens: the token behind each of them.
+            features: `[b, n, d]` target features of every node.
+        """
+        ...
+
+    def move(self, source: int, target: int) -> None:
+        """Let slot `target` take over what slot `source` holds."""
+        ...
+
+
+class DraftNoise(Protocol):
+    """Keys the noise that draws sampled children."""
+
+    def gumbel(self, first: int, nodes: int, vocabulary: int) -> Tensor:
+        """`[b, nodes, vocabulary]` for the tree's nodes from `first` on, fresh in every cycle."""
+        ...
+
+    @property
+    def temperature(self) -> Tensor:
+        """`[b]`, what the draft's logits are divided by before drawing."""
+        ...

@@ -1,0 +1,367 @@
+"""The decoder draft of EAGLE (arXiv 2401.15077), and of ViSpec (arXiv 2509.15235) with an adapter.
+
+A row of the draft's sequence pairs the target's feature at one position with the embedding of the
+token that followed it; a decoder layer turns rows into guesses of the next features, and the
+target's own LM head reads tokens from those. With an adapter, an image's rows are replaced by a
+few compressed ones that enter the layer directly, and the image's global vector joins the feature
+of every later row.
+
+Draft positions are one-dimensional and count target slots, whatever the target's rotary embedding
+sees; a compressed image leaves a gap in them, never a shift.
+
+Shapes: `b` requests, `n` rows, `t` prompt positions, `r` compressed visual tokens, `d` hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vispec.adapters.base import Adapter
+from vispec.decoding.cache import SlotCache
+from vispec.decoding.tree import SampledShape, Tree, TreeShape
+from vispec.drafts.base import DraftNoise
+from vispec.drafts.growth import grow_dynamic, grow_sampled
+from vispec.errors import DraftMismatchError
+from vispec.targets.base import Prefill, Prompt, Target
+
+
+@dataclass(frozen=True)
+class EagleConfig:
+    """The draft's geometry, under the names of Hugging Face's Llama configuration."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    num_hidden_layers: int = 1
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    qkv_bias: bool = False
+    fc_bias: bool = True
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: EagleConfig) -> None:
+        super().__init__()
+        d, head_dim, bias = config.hidden_size, config.head_dim, config.qkv_bias
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.q_proj = nn.Linear(d, self.heads * head_dim, bias=bias)
+        self.k_proj = nn.Linear(d, self.kv_heads * head_dim, bias=bias)
+        self.v_proj = nn.Linear(d, self.kv_heads * head_dim, bias=bias)
+        self.o_proj = nn.Linear(self.heads * head_dim, d, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: SlotCache | None,
+        layer: int,
+    ) -> Tensor:
+        b, n, _ = x.shape
+        q = _rotate(self.q_proj(x).view(b, n, self.heads, -1).transpose(1, 2), rotary)
+        k = _rotate(self.k_proj(x).view(b, n, self.kv_heads, -1).transpose(1, 2), rotary)
+        v = self.v_proj(x).view(b, n, self.kv_heads, -1).transpose(1, 2)
+        if cache is not None:
+            k, v = cache.write(layer, k, v)
+        if self.kv_heads != self.heads:
+            k = k.repeat_interleave(self.heads // self.kv_heads, 1)
+            v = v.repeat_interleave(self.heads // self.kv_heads, 1)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+
+class _Mlp(nn.Module):
+    def __init__(self, config: EagleConfig) -> None:
+        super().__init__()
+        d, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = nn.Linear(d, inner, bias=False)
+        self.up_proj = nn.Linear(d, inner, bias=False)
+        self.down_proj = nn.Linear(inner, d, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class _Layer(nn.Module):
+    """A Llama decoder layer; the draft's first one has no norm before its attention."""
+
+    def __init__(self, config: EagleConfig, index: int) -> None:
+        super().__init__()
+        self.self_attn = _Attention(config)
+        self.mlp = _Mlp(config)
+        self.input_layernorm = (
+            nn.RMSNorm(config.hidden_size, config.rms_norm_eps) if index else None
+        )
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.index = index
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: SlotCache | None,
+    ) -> Tensor:
+        normed = x if self.input_layernorm is None else self.input_layernorm(x)
+        x = x + self.self_attn(normed, rotary, mask, cache, self.index)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+def _rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    cos, sin = rotary
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat([-second, first], -1) * sin
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A prompt as the draft reads it.
+
+    Attributes:
+        hidden: `[n, d]` inputs of the decoder layer.
+        position: `[n]` draft positions, ascending, with gaps where images were.
+        globals: `[d]`, the vector that serves the text after the prompt.
+    """
+
+    hidden: Tensor
+    position: Tensor
+    globals: Tensor
+
+
+class EagleDraft(nn.Module):
+    """EAGLE, or ViSpec when given an adapter.
+
+    Args:
+        config: geometry.
+        adapter: compresses images; None reads every image token like text.
+        embedding: the draft's own token embedding, where a checkpoint brings one that differs
+            from the target's; None shares the target's.
+        name: what messages call it.
+    """
+
+    def __init__(
+        self,
+        config: EagleConfig,
+        adapter: Adapter | None = None,
+        embedding: nn.Embedding | None = None,
+        name: str = "eagle",
+    ) -> None:
+        super().__init__()
+        d = config.hidden_size
+        self.config, self._name = config, name
+        self.fc = nn.Linear(2 * d, d, bias=config.fc_bias)
+        self.layers = nn.ModuleList(_Layer(config, i) for i in range(config.num_hidden_layers))
+        self.adapter = adapter
+        self.img_fc: nn.Linear | None = None
+        if adapter is not None and adapter.has_global:
+            # ViSpec starts as EAGLE: the feature passes unchanged, the global vector is ignored.
+            self.img_fc = nn.Linear(2 * d, d, bias=config.fc_bias)
+            nn.init.zeros_(self.img_fc.weight)
+            nn.init.eye_(self.img_fc.weight[:, :d])
+            if self.img_fc.bias is not None:
+                nn.init.zeros_(self.img_fc.bias)
+        self.embed_tokens = embedding
+        # Not a buffer: casting the module to half precision must not touch it, and it is not on
+        # the meta device when the rest is.
+        half = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
+        self._frequency = config.rope_theta ** (-half / config.head_dim)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.fc.weight.dtype
+
+    def check(self, target: Target) -> None:
+        problems = []
+        if self.config.hidden_size != target.hidden_size:
+            problems.append(
+                f"draft expects hidden size {self.config.hidden_size}, target has"
+                f" {target.hidden_size}"
+            )
+        if self.config.vocab_size != target.vocab_size:
+            problems.append(
+                f"draft expects a vocabulary of {self.config.vocab_size}, target has"
+                f" {target.vocab_size}"
+            )
+        if problems:
+            raise DraftMismatchError(self.name, target.name, problems)
+
+    # --- The network ------------------------------------------------------------------------
+
+    def combine(self, embedding: Tensor, feature: Tensor, globals_: Tensor) -> Tensor:
+        """A row's input: `fc(cat[embedding, img_fc(cat[feature, g])])`, all `[…, d]`."""
+        if self.img_fc is not None:
+            feature = self.img_fc(torch.cat([feature, globals_.expand_as(feature)], -1))
+        return self.fc(torch.cat([embedding, feature], -1))
+
+    def forward(
+        self,
+        x: Tensor,
+        position: Tensor,
+        mask: Tensor | None = None,
+        cache: SlotCache | None = None,
+    ) -> Tensor:
+        """Run the decoder layers.
+
+        Args:
+            x: `[b, n, d]` combined rows.
+            position: `[b, n]` draft positions.
+            mask: additive `[b, 1, n, keys]`; None is causal.
+            cache: where keys are written, its window already set; None attends to `x` alone.
+
+        Returns:
+            `[b, n, d]` guessed features.
+        """
+        if self._frequency.device != position.device:
+            self._frequency = self._frequency.to(position.device)
+        angle = position[..., None].float() * self._frequency
+        angle = torch.cat([angle, angle], -1)[:, None]
+        rotary = (angle.cos().to(x.dtype), angle.sin().to(x.dtype))
+        for layer in self.layers:
+            x = layer(x, rotary, mask, cache)
+        return x
+
+    def read(
+        self, embeddings: Tensor, features: Tensor, image_index: Tensor, next_embedding: Tensor
+    ) -> Rows:
+        """Lay out a prompt's rows, images compressed.
+
+        Args:
+            embeddings: `[t, d]` the decoder's inputs, images in them.
+            features: `[t, d]` the target's last hidden states.
+            image_index: `[t]`, the image a position belongs to, -1 for text.
+            next_embedding: `[d]`, of the token behind the prompt.
+        """
+        # Row t pairs the feature at t with the token at t + 1.
+        shifted = torch.cat([embeddings[1:], next_embedding[None]])
+        image = torch.cat([image_index[1:], image_index.new_full((1,), -1)])
+        t = len(shifted)
+        position = torch.arange(t, device=shifted.device)
+        g = shifted.new_zeros(shifted.shape[1])
+        if self.adapter is None:
+            return Rows(self.combine(shifted, features, g), position, g)
+        parts, places, start = [], [], 0
+        for index in range(int(image.max()) + 1 if t else 0):
+            of_image = (image == index).nonzero()[:, 0]
+            if not len(of_image):
+                continue
+            end = int(of_image[-1]) + 1
+            text = start + (image[start:end] < 0).nonzero()[:, 0]
+            compressed = self.adapter(shifted[of_image][None])
+            count = compressed.tokens.shape[1]
+            parts += [self.combine(shifted[text], features[text], g), compressed.tokens[0]]
+            places += [text, torch.arange(end - count, end, device=text.device).clamp(min=0)]
+            if compressed.globals is not None:
+                g = compressed.globals[0]
+            start = end
+        parts.append(self.combine(shifted[start:], features[start:], g))
+        places.append(position[start:])
+        return Rows(torch.cat(parts), torch.cat(places), g)
+
+    # --- Drafting -----------------------------------------------------------------------------
+
+    def session(self, target: Target, slots: int, capacity: int) -> EagleSession:
+        return EagleSession(self, target, slots, capacity)
+
+
+class EagleSession:
+    """The draft's cache and last guesses for a running batch."""
+
+    def __init__(self, draft: EagleDraft, target: Target, slots: int, capacity: int) -> None:
+        config = draft.config
+        self.draft, self.head = draft, target.head
+        self.embedding = draft.embed_tokens or target.embedding
+        device, dtype = target.device, draft.dtype
+        self.cache = SlotCache(
+            layers=config.num_hidden_layers,
+            slots=slots,
+            kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            capacity=capacity,
+            dtype=dtype,
+            device=device,
+        )
+        self.hidden = torch.zeros(slots, config.hidden_size, dtype=dtype, device=device)
+        self.globals = torch.zeros_like(self.hidden)
+        self.position = [0] * slots
+
+    def begin(self, slot: int, prompt: Prompt, prefill: Prefill, token: int) -> None:
+        following = self.embedding(torch.tensor(token, device=self.hidden.device))
+        rows = self.draft.read(prefill.embeddings, prefill.features, prompt.image_index, following)
+        n = len(rows.position)
+        self.cache.length[slot] = 0
+        self.cache.window(slot, 1, n, exact=True)
+        hidden = self.draft(rows.hidden[None], rows.position[None], cache=self.cache)
+        self.cache.length[slot] = n
+        self.hidden[slot] = hidden[0, -1]
+        self.globals[slot] = rows.globals
+        self.position[slot] = len(prompt)
+
+    def propose(
+        self, roots: Tensor, shape: TreeShape | SampledShape, noise: DraftNoise | None
+    ) -> Tree:
+        b = len(roots)
+        hidden = self.hidden[:b, None]
+        globals_ = self.globals[:b, None]
+        logits = self.head(hidden[:, 0])
+        position = torch.tensor(self.position[:b], device=roots.device)[:, None]
+        level = 0
+
+        def expand(token: Tensor, origin: Tensor, seen: Tensor) -> Tensor:
+            nonlocal hidden, level
+            w, m = seen.shape[1:]
+            feature = hidden.gather(1, origin[..., None].expand(-1, -1, hidden.shape[-1]))
+            x = self.draft.combine(self.embedding(token), feature, globals_)
+            self.cache.window(0, b, w, behind=m - w)
+            mask = self.cache.attention_mask(seen, x.dtype)
+            hidden = self.draft(x, (position + level).expand(-1, w), mask, self.cache)
+            level += 1
+            return self.head(hidden)
+
+        if isinstance(shape, TreeShape):
+            return grow_dynamic(roots, logits, expand, shape)
+        if noise is None:
+            raise ValueError("sampled trees need the noise to draw them with")
+        return grow_sampled(roots, logits, expand, shape, noise)
+
+    def advance(
+        self, nodes: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], features: Tensor
+    ) -> None:
+        b, counts = len(nodes), [len(row) for row in nodes]
+        n, device = max(counts), features.device
+        padded_nodes = [[*row, *[0] * (n - len(row))] for row in nodes]
+        padded_tokens = [[*row, *[0] * (n - len(row))] for row in tokens]
+        node = torch.tensor(padded_nodes, device=device)
+        feature = features.gather(1, node[..., None].expand(-1, -1, features.shape[-1]))
+        embedding = self.embedding(torch.tensor(padded_tokens, device=device))
+        x = self.draft.combine(embedding, feature, self.globals[:b, None])
+        position = torch.tensor(self.position[:b], device=device)[:, None]
+        position = position + torch.arange(n, device=device)
+        self.cache.window(0, b, n)
+        causal = torch.ones(n, n, dtype=torch.bool, device=device).tril().expand(b, -1, -1)
+        hidden = self.draft(x, position, self.cache.attention_mask(causal, x.dtype), self.cache)
+        # Rows behind a request's own count are written but never kept.
+        for slot, count in enumerate(counts):
+            self.hidden[slot] = hidden[slot, count - 1]
+            self.cache.length[slot] += count
+            self.position[slot] += count
+
+    def move(self, source: int, target: int) -> None:
+        self.cache.move(source, target)
+        self.hidden[target] = self.hidden[source]
+        self.globals[target] = self.globals[source]
+        self.position[target] = self.position[source]

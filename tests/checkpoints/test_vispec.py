@@ -1,0 +1,218 @@
+"""Published drafts are read and written as they are, and wrong ones are told what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from recordings import FIXTURES, cases
+from vispec.adapters import QueryAdapter
+from vispec.checkpoints import vispec
+from vispec.drafts import EagleConfig, EagleDraft
+from vispec.errors import CheckpointError
+
+CASES = [*cases("vispec_draft"), *cases("eagle_draft", "eagle2*")]
+
+
+def recorded(case: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A published draft's configuration and tensors."""
+    config = json.loads((FIXTURES / f"{case}.json").read_text())["config"]
+    tensors = load_file(FIXTURES / f"{case}.safetensors")
+    return config, {
+        k.removeprefix("weight."): v for k, v in tensors.items() if k.startswith("weight.")
+    }
+
+
+def random_draft(**options: Any) -> EagleDraft:
+    torch.manual_seed(0)
+    queries, bias = options.pop("queries", 3), options.pop("bias", False)
+    embedding = torch.nn.Embedding(20, 16) if options.pop("embedding", False) else None
+    config = EagleConfig(16, 24, 4, **({"num_key_value_heads": 2, "vocab_size": 20} | options))
+    adapter = QueryAdapter(16, 4, queries, bias) if queries else None
+    return EagleDraft(config, adapter, embedding)
+
+
+def folder_of(
+    tmp_path: Path, tensors: dict[str, Tensor], config: dict[str, Any] | None = None
+) -> str:
+    """A published draft's folder; by default with the configuration of `random_draft`."""
+    if config is None:
+        vispec.write(random_draft(), tmp_path)
+    else:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / "model.safetensors")
+    return str(tmp_path)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("case", CASES)
+def test_a_published_draft_read_and_written_is_the_same_bits_under_the_same_names(
+    case: str, tmp_path: Path
+) -> None:
+    config, tensors = recorded(case)
+    draft = vispec.read(folder_of(tmp_path, tensors, config))
+    vispec.write(draft, tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert set(again) == set(tensors)
+    for name, tensor in tensors.items():
+        assert again[name].dtype == tensor.dtype
+        assert torch.equal(again[name], tensor), name
+    assert vispec.read(str(tmp_path / "again")).config == draft.config
+    written = json.loads((tmp_path / "again" / "config.json").read_text())
+    shared = {"hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"}
+    assert {key: written[key] for key in shared} == {key: config[key] for key in shared}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"queries": None},
+        {"queries": 1},
+        {"queries": 7, "bias": True, "qkv_bias": True},
+        {"num_hidden_layers": 3, "fc_bias": False},
+        {"embedding": True, "rope_theta": 5e5, "rms_norm_eps": 1e-3},
+        {"queries": None, "num_key_value_heads": 4, "qkv_bias": True},
+    ],
+    ids=str,
+)
+def test_every_kind_of_draft_survives_writing_and_reading(
+    options: dict[str, Any], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    draft = random_draft(**options).to(dtype)
+    vispec.write(draft, tmp_path)
+    again = vispec.read(str(tmp_path), label="mine")
+    assert again.config == draft.config
+    assert again.dtype == dtype
+    assert again.name == "mine"
+    assert not again.training
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+    ours, theirs = draft.state_dict(), again.state_dict()
+    assert set(ours) == set(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_what_is_written_beside_the_weights_is_kept(tmp_path: Path) -> None:
+    vispec.write(random_draft(), tmp_path / "a" / "b", target="someone/model", tree={"size": 9})
+    config = json.loads((tmp_path / "a" / "b" / "config.json").read_text())
+    assert config["target"] == "someone/model"
+    assert config["tree"] == {"size": 9}
+    assert config["architectures"] == ["ViSpecDraft"]
+
+
+def test_writing_leaves_the_draft_as_it_was(tmp_path: Path) -> None:
+    draft = random_draft()
+    before = {name: tensor.clone() for name, tensor in draft.state_dict().items()}
+    vispec.write(draft, tmp_path)
+    assert all(parameter.requires_grad for parameter in draft.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in draft.state_dict().items())
+
+
+def test_missing_unexpected_and_misshapen_tensors_are_all_listed_in_one_error(
+    tmp_path: Path,
+) -> None:
+    vispec.write(random_draft(), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["layers.0.mlp.up_proj.weight"], tensors["imadpt.o_proj.weight"]
+    tensors["fc.weight"] = torch.zeros(16, 33)
+    tensors["layers.0.self_attn.k_proj.weight"] = torch.zeros(16, 16)
+    tensors["lm_head.weight"] = torch.zeros(20, 16)
+    tensors["layers.1.mlp.up_proj.weight"] = torch.zeros(24, 16)
+    folder = folder_of(tmp_path, tensors)
+    for error in (_raised(folder), vispec.shape_problems(folder)):
+        assert error is not None
+        assert set(error.missing) == {"layers.0.mlp.up_proj.weight", "imadpt.o_proj.weight"}
+        assert set(error.unexpected) == {"lm_head.weight", "layers.1.mlp.up_proj.weight"}
+        assert set(error.misshapen) == {
+            "fc.weight: found [16, 33], expected [16, 32]",
+            "layers.0.self_attn.k_proj.weight: found [16, 16], expected [8, 16]",
+        }
+        for name in (*error.missing, *error.unexpected, *error.misshapen):
+            assert f"\n  {name}" in str(error)
+
+
+def _raised(folder: str) -> CheckpointError:
+    with pytest.raises(CheckpointError) as error:
+        vispec.read(folder)
+    return error.value
+
+
+def test_a_whole_draft_has_no_problems(tmp_path: Path) -> None:
+    vispec.write(random_draft(), tmp_path)
+    assert vispec.shape_problems(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    "key", ["hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"]
+)
+def test_a_configuration_without_its_geometry_names_the_key(key: str, tmp_path: Path) -> None:
+    vispec.write(random_draft(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config[key]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="configuration without") as error:
+        vispec.read(str(tmp_path))
+    assert error.value.missing == (key,)
+
+
+def test_another_activation_is_refused_by_name(tmp_path: Path) -> None:
+    vispec.write(random_draft(), tmp_path, hidden_act="gelu")
+    with pytest.raises(CheckpointError, match="hidden_act 'gelu'"):
+        vispec.read(str(tmp_path))
+
+
+def test_geometry_has_the_defaults_of_a_llama_configuration() -> None:
+    required = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_attention_heads": 4,
+        "vocab_size": 20,
+    }
+    bare = vispec.geometry(required)
+    assert (bare.num_key_value_heads, bare.num_hidden_layers) == (4, 1)
+    assert (bare.rms_norm_eps, bare.rope_theta) == (1e-6, 10000.0)
+    assert vispec.geometry(required | {"rope_theta": 5.0}).rope_theta == 5.0
+    newer = required | {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}
+    assert vispec.geometry(newer).rope_theta == 7.0
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_recorded_drafts_are_recognised(case: str) -> None:
+    config, tensors = recorded(case)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    expected = "vispec" if any(name.startswith("imadpt.") for name in shapes) else "eagle"
+    assert vispec.recognise(config, shapes) == expected
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {},
+        {"model.embed_tokens.weight": (20, 16)},
+        {"fc.weight": (16, 48), "layers.0.self_attn.q_proj.weight": (16, 16)},
+        {"fc.weight": (16, 32)},
+        {
+            "fc.weight": (16, 32),
+            "layers.0.self_attn.q_proj.weight": (16, 16),
+            "layers.0.hidden_norm.weight": (16,),
+        },
+    ],
+)
+def test_other_checkpoints_are_not_taken_for_drafts(shapes: dict[str, tuple[int, ...]]) -> None:
+    assert vispec.recognise({}, shapes) is None
+
+
+def test_a_structure_has_every_shape_and_no_weights(tmp_path: Path) -> None:
+    draft = random_draft(queries=4)
+    vispec.write(draft, tmp_path)
+    structure = vispec.read_structure(str(tmp_path))
+    assert all(parameter.is_meta for parameter in structure.parameters())
+    ours, theirs = draft.state_dict(), structure.state_dict()
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
