@@ -1,0 +1,257 @@
+"""From folders to an engine: what fits is shared, what does not fit is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlavaForConditionalGeneration
+
+import talking
+import tiny
+import vispec
+from vispec.adapters import QueryAdapter
+from vispec.checkpoints import vispec as vispec_format
+from vispec.decoding.tree import TreeShape
+from vispec.drafts import EagleConfig, EagleDraft
+from vispec.errors import (
+    AttentionError,
+    CheckpointError,
+    DraftMismatchError,
+    UnsupportedFamilyError,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A target and its processor."""
+    return talking.save(tmp_path_factory.mktemp("target"))
+
+
+def write_draft(
+    folder: Path,
+    hidden: int = tiny.HIDDEN,
+    vocabulary: int = tiny.VOCAB,
+    embedding: torch.Tensor | None = None,
+    **extra: Any,
+) -> Path:
+    torch.manual_seed(1)
+    own = None
+    if embedding is not None:
+        own = torch.nn.Embedding.from_pretrained(embedding.clone())
+    draft = EagleDraft(EagleConfig(hidden, 64, 4, 2, vocabulary), QueryAdapter(hidden, 4, 3), own)
+    vispec_format.write(draft, folder, **extra)
+    return folder
+
+
+def table(folder: Path) -> torch.Tensor:
+    """The target's token embedding, as its file has it."""
+    tensors = load_file(folder / "model.safetensors")
+    return next(v for k, v in tensors.items() if k.endswith("embed_tokens.weight"))
+
+
+def storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def test_a_folder_and_its_draft_answer_as_the_model_alone_does(
+    folder: Path, tmp_path: Path
+) -> None:
+    engine = vispec.load(folder, write_draft(tmp_path))
+    images = [talking.picture(0)]
+    result = engine.generate("the cat", images, max_new_tokens=15)
+    model = LlavaForConditionalGeneration.from_pretrained(folder)
+    inputs = talking.processor()(
+        images=images, text="<s>user: <image> the cat\nassistant:", return_tensors="pt"
+    )
+    expected = model.generate(**inputs, max_new_tokens=15, do_sample=False)
+    assert result.token_ids == expected[0, inputs["input_ids"].shape[1] :].tolist()
+    plain = engine.generate("the cat", images, max_new_tokens=15, speculate=False)
+    assert (plain.token_ids, plain.text) == (result.token_ids, result.text)
+
+
+def test_a_loaded_model_stays_the_users_own(folder: Path) -> None:
+    model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
+    engine = vispec.load(model, tiny.draft(torch.float32), processor=talking.processor())
+    assert engine.target.model is model
+    named = vispec.load(model)  # its processor lies where the model came from
+    options: dict[str, Any] = {"max_new_tokens": 9}
+    assert named.generate("a", **options).text == engine.generate("a", **options).text
+    again = vispec.load(engine.target)
+    assert again.target is engine.target
+
+
+# --- What a draft shares with its target ----------------------------------------------------------
+
+
+def test_a_copied_embedding_is_dropped_and_the_targets_own_is_used(
+    folder: Path, tmp_path: Path
+) -> None:
+    engine = vispec.load(folder, write_draft(tmp_path, embedding=table(folder)))
+    draft = engine.draft
+    assert isinstance(draft, EagleDraft)
+    assert draft.embed_tokens is None
+    session = draft.session(engine.target, 1, 64)
+    theirs = engine.target.model.get_input_embeddings()
+    assert session.embedding is theirs
+    assert storage(session.embedding.weight) == storage(theirs.weight)
+    owned = {storage(p) for p in draft.parameters()}
+    assert storage(theirs.weight) not in owned
+    assert not {name for name, _ in draft.named_parameters() if "embed" in name}
+
+
+def test_a_copied_embedding_in_fewer_bits_is_a_copy_all_the_same(
+    folder: Path, tmp_path: Path
+) -> None:
+    half = table(folder).to(torch.bfloat16).float()
+    engine = vispec.load(folder, write_draft(tmp_path, embedding=half))
+    assert engine.draft.embed_tokens is None  # type: ignore[union-attr]
+
+
+def test_an_embedding_of_its_own_is_kept_and_used(folder: Path, tmp_path: Path) -> None:
+    own = table(folder).clone()
+    own[7] += 0.5
+    engine = vispec.load(folder, write_draft(tmp_path, embedding=own))
+    draft = engine.draft
+    assert isinstance(draft, EagleDraft)
+    assert draft.embed_tokens is not None
+    assert torch.equal(draft.embed_tokens.weight, own)
+    session = draft.session(engine.target, 1, 64)
+    assert session.embedding is draft.embed_tokens
+    plain = engine.generate("the cat", max_new_tokens=15, speculate=False)
+    assert engine.generate("the cat", max_new_tokens=15).token_ids == plain.token_ids
+
+
+def test_the_drafts_head_is_the_targets_own_module(folder: Path, tmp_path: Path) -> None:
+    engine = vispec.load(folder, write_draft(tmp_path))
+    draft = engine.draft
+    assert isinstance(draft, EagleDraft)
+    session = draft.session(engine.target, 1, 64)
+    assert session.head is engine.target.model.get_output_embeddings()
+    assert not {name for name, _ in draft.named_parameters() if "head" in name}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", torch.float64])
+def test_target_and_draft_have_the_type_asked_for(
+    folder: Path, tmp_path: Path, dtype: str | torch.dtype
+) -> None:
+    engine = vispec.load(folder, write_draft(tmp_path), dtype=dtype)
+    wanted = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
+    assert engine.target.dtype == wanted
+    assert engine.draft.dtype == wanted  # type: ignore[union-attr]
+    result = engine.generate("the cat", [talking.picture(0)], max_new_tokens=9, ignore_eos=True)
+    assert len(result.token_ids) == 9
+
+
+def test_the_tree_comes_from_the_call_then_from_the_draft_then_from_us(
+    folder: Path, tmp_path: Path
+) -> None:
+    write_draft(tmp_path / "with", tree={"size": 9, "depth": 2, "width": 3})
+    write_draft(tmp_path / "without")
+    asked = TreeShape(5, 2, 2)
+    assert vispec.load(folder, tmp_path / "with", tree=asked).tree == asked
+    assert vispec.load(folder, tmp_path / "with").tree == TreeShape(9, 2, 3)
+    assert vispec.load(folder, tmp_path / "without").tree == TreeShape()
+
+
+# --- What does not fit ----------------------------------------------------------------------------
+
+
+def test_a_draft_of_another_size_is_told_both_numbers(folder: Path, tmp_path: Path) -> None:
+    other = write_draft(tmp_path, hidden=48)
+    with pytest.raises(DraftMismatchError) as error:
+        vispec.load(folder, other)
+    assert "hidden size 48, target has 32" in str(error.value)
+    assert "vocabulary" not in str(error.value)
+    assert str(other) in str(error.value)
+    assert str(folder) in str(error.value)
+
+
+def test_a_draft_of_another_vocabulary_is_told_both_numbers(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DraftMismatchError, match="vocabulary of 50, target has 48"):
+        vispec.load(folder, write_draft(tmp_path, vocabulary=50))
+
+
+def test_everything_that_does_not_fit_is_told_at_once(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DraftMismatchError) as error:
+        vispec.load(folder, write_draft(tmp_path, hidden=48, vocabulary=50))
+    assert len(error.value.mismatches) == 2
+
+
+def test_a_draft_object_that_does_not_fit_is_refused_too(folder: Path) -> None:
+    with pytest.raises(DraftMismatchError, match="48"):
+        vispec.load(folder, EagleDraft(EagleConfig(48, 64, 4, 2, tiny.VOCAB)))
+
+
+def test_missing_and_unexpected_tensors_of_a_draft_are_listed(folder: Path, tmp_path: Path) -> None:
+    write_draft(tmp_path)
+    loaded = load_file(tmp_path / "model.safetensors")
+    tensors = {name: tensor.clone() for name, tensor in loaded.items()}
+    del tensors["img_fc.weight"], tensors["layers.0.mlp.down_proj.weight"]
+    tensors["extra.weight"] = torch.zeros(2)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError) as error:
+        vispec.load(folder, tmp_path)
+    assert set(error.value.missing) == {"img_fc.weight", "layers.0.mlp.down_proj.weight"}
+    assert error.value.unexpected == ("extra.weight",)
+
+
+def test_a_target_given_as_a_draft_is_refused(folder: Path) -> None:
+    with pytest.raises((CheckpointError, DraftMismatchError)) as error:
+        vispec.load(folder, folder)
+    assert str(folder) in str(error.value)
+
+
+def test_a_draft_given_as_a_target_is_told_which_families_there_are(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedFamilyError, match=r"'llama'.*supported are.*llava"):
+        vispec.load(write_draft(tmp_path))
+
+
+@pytest.mark.parametrize("model_type", ["blip-2", "", None])
+def test_an_unknown_family_is_told_which_there_are(tmp_path: Path, model_type: str | None) -> None:
+    config = {} if model_type is None else {"model_type": model_type}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedFamilyError, match="supported are: llava") as error:
+        vispec.load(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_flash_attention_is_refused_by_name(folder: Path) -> None:
+    model = tiny.llava()
+    model.config.get_text_config()._attn_implementation = "flash_attention_2"
+    with pytest.raises(AttentionError, match="'flash_attention_2' cannot take a tree mask"):
+        vispec.load(model, processor=talking.processor())
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_wanted_attention_is_taken(folder: Path, attention: str) -> None:
+    engine = vispec.load(folder, attn_implementation=attention)
+    assert engine.target.text_config._attn_implementation == attention
+
+
+def test_a_target_without_weights_says_so_before_anything_is_loaded(
+    folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    with pytest.raises(CheckpointError, match="has no weights"):
+        vispec.load(tmp_path)
+
+
+def test_a_target_without_a_processor_is_a_checkpoint_error(tmp_path: Path) -> None:
+    tiny.llava(torch.float32).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="could not be loaded"):
+        vispec.load(tmp_path)
+
+
+def test_a_target_cut_short_is_a_checkpoint_error(folder: Path, tmp_path: Path) -> None:
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(CheckpointError) as error:
+        vispec.load(tmp_path)
+    assert str(tmp_path) in str(error.value)
