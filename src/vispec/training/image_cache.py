@@ -1,0 +1,145 @@
+"""Training images decoded once: one memory-mapped array of pixels beside their dialogues.
+
+Rendering a scene or decoding a photograph costs milliseconds, reading it back costs none, so that
+the training loop never waits for Pillow. The cache lives in a work folder outside the project.
+
+Files: ``pixels.u8`` ``[n, size, size, 3]`` uint8, ``glyphs.u8`` and ``hues.u8`` ``[n, patches]``
+uint8 (what each patch shows, see ``PATCH_CLASSES``), ``dialogues.jsonl`` (source and turns).
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vispec.training import photos, scenes
+from vispec.training.scene_words import Turn
+
+PATCH = 16
+"""Side of a patch, pixels."""
+PATCH_CLASSES = ("", *string.digits, *string.ascii_letters, *scenes.FORMS)
+"""What a patch can show: nothing, a character, a form."""
+HUE_CLASSES = ("", *scenes.COLOURS)
+
+
+@dataclass(frozen=True)
+class ImageCache:
+    """``n`` images with their dialogues; ``source`` is ``"scene"`` or a photo set's name.
+
+    Attributes:
+        pixels: ``[n, size, size, 3]`` uint8.
+        glyphs, hues: ``[n, patches]`` uint8, indices into ``PATCH_CLASSES`` and ``HUE_CLASSES``.
+        turns, sources: one entry an image.
+    """
+
+    pixels: np.ndarray
+    glyphs: np.ndarray
+    hues: np.ndarray
+    turns: list[tuple[Turn, ...]]
+    sources: list[str]
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    @classmethod
+    def build(
+        cls,
+        folder: Path,
+        seeds: Sequence[int],
+        pictures: Sequence[photos.Photo] = (),
+        render: Callable[[int], scenes.Dialogue] = scenes.dialogue,
+    ) -> ImageCache:
+        """Render the scenes of ``seeds``, decode ``pictures``, and open the result.
+
+        ``render`` makes the dialogue of a seed. A folder already complete for the same input is
+        opened as it is.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        key = f"{len(seeds)} scenes from {seeds[0] if seeds else None}, {len(pictures)} photos"
+        done = folder / "complete.txt"
+        if not (done.exists() and done.read_text() == key):
+            _write(folder, seeds, pictures, render)
+            done.write_text(key)
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: Path) -> ImageCache:
+        """Map a cache written by ``build``."""
+        turns, sources = [], []
+        with (folder / "dialogues.jsonl").open(encoding="utf-8") as file:
+            for line in file:
+                item = json.loads(line)
+                turns.append(tuple(Turn(**turn) for turn in item["turns"]))
+                sources.append(item["source"])
+        count, side, patches = len(sources), scenes.SIZE, (scenes.SIZE // PATCH) ** 2
+        return cls(
+            np.memmap(folder / "pixels.u8", np.uint8, "r", shape=(count, side, side, 3)),
+            np.memmap(folder / "glyphs.u8", np.uint8, "r", shape=(count, patches)),
+            np.memmap(folder / "hues.u8", np.uint8, "r", shape=(count, patches)),
+            turns,
+            sources,
+        )
+
+
+def _write(
+    folder: Path,
+    seeds: Sequence[int],
+    pictures: Sequence[photos.Photo],
+    render: Callable[[int], scenes.Dialogue],
+) -> None:
+    with (
+        (folder / "pixels.u8").open("wb") as pixels,
+        (folder / "glyphs.u8").open("wb") as glyphs,
+        (folder / "hues.u8").open("wb") as hues,
+        (folder / "dialogues.jsonl").open("w", encoding="utf-8") as dialogues,
+    ):
+
+        def add(
+            image: np.ndarray,
+            glyph: np.ndarray,
+            hue: np.ndarray,
+            turns: tuple[Turn, ...],
+            source: str,
+        ) -> None:
+            pixels.write(image.tobytes())
+            glyphs.write(glyph.tobytes())
+            hues.write(hue.tobytes())
+            item = {"source": source, "turns": [asdict(turn) for turn in turns]}
+            dialogues.write(json.dumps(item) + "\n")
+
+        for seed in seeds:
+            found = render(seed)
+            add(np.asarray(found.image), *patch_labels(found), found.turns, "scene")
+        blank = np.zeros((scenes.SIZE // PATCH) ** 2, np.uint8)
+        for photo in pictures:
+            add(np.asarray(photo.open(scenes.SIZE)), blank, blank, photo.turns, photo.source)
+
+
+def patch_labels(found: scenes.Dialogue) -> tuple[np.ndarray, np.ndarray]:
+    """What every patch of a scene shows: (glyphs, hues), each ``[patches]`` uint8, row by row.
+
+    A patch shows the mark that covers its centre; a mark narrower than a patch still claims the
+    patch it is centred in.
+    """
+    side = scenes.SIZE // PATCH
+    glyphs = np.zeros((side, side), np.uint8)
+    hues = np.zeros((side, side), np.uint8)
+    centres = (np.arange(side) + 0.5) * PATCH
+    for mark in found.marks:
+        left, top, right, bottom = mark.box
+        across = (centres >= left) & (centres < right)
+        down = (centres >= top) & (centres < bottom)
+        if not across.any():
+            across[min(side - 1, max(0, int((left + right) / 2 // PATCH)))] = True
+        if not down.any():
+            down[min(side - 1, max(0, int((top + bottom) / 2 // PATCH)))] = True
+        hue, _, form = mark.label.partition(" ")
+        cells = np.ix_(down, across)
+        glyphs[cells] = PATCH_CLASSES.index(form or mark.label)
+        hues[cells] = HUE_CLASSES.index(hue if form else found.facts.ink)
+    return glyphs.ravel(), hues.ravel()

@@ -1,0 +1,285 @@
+"""The embedded target's shape, how it grows, and the losses it is pre-trained with.
+
+Letters: ``b`` images or conversations, ``t`` positions, ``v`` visual tokens, ``d`` hidden size,
+``L`` layers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    CLIPVisionConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from vispec.training.conversations import IGNORED, Batch
+from vispec.training.image_cache import HUE_CLASSES, PATCH_CLASSES
+
+
+@dataclass(frozen=True)
+class TargetShape:
+    """The sizes of a target; the defaults are the embedded one (about 19 M parameters)."""
+
+    vocabulary: int = 4096
+    width: int = 192
+    heads: int = 3
+    mlp: int = 512
+    layers: int = 32
+    tower_layers: int = 8
+    tower_mlp: int = 768
+    image_size: int = 192
+    patch: int = 16
+
+    @property
+    def visual_tokens(self) -> int:
+        return (self.image_size // self.patch) ** 2
+
+
+def build_target(
+    shape: TargetShape, tokens: Mapping[str, int], layers: int, tower_layers: int | None = None
+) -> LlavaForConditionalGeneration:
+    """A freshly initialised LLaVA-1.5 of the given shape with ``layers`` decoder layers.
+
+    Args:
+        tower_layers: layers of the vision tower, when fewer than the shape says.
+        tokens: ids of ``bos``, ``eos``, ``pad`` and ``image``.
+    """
+    special = {
+        "bos_token_id": tokens["bos"],
+        "eos_token_id": tokens["eos"],
+        "pad_token_id": tokens["pad"],
+    }
+    tower = CLIPVisionConfig(
+        hidden_size=shape.width,
+        intermediate_size=shape.tower_mlp,
+        projection_dim=shape.width,
+        num_hidden_layers=tower_layers or shape.tower_layers,
+        num_attention_heads=shape.heads,
+        image_size=shape.image_size,
+        patch_size=shape.patch,
+    )
+    decoder = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        head_dim=shape.width // shape.heads,
+        max_position_embeddings=2048,
+        initializer_range=0.04,
+        tie_word_embeddings=False,
+        **special,
+    )
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=tower,
+            text_config=decoder,
+            image_token_index=tokens["image"],
+            image_seq_length=shape.visual_tokens,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="default",
+            tie_word_embeddings=False,
+            **special,
+        )
+    )
+    place = model.model.vision_tower.get_submodule("embeddings").position_embedding.weight
+    with torch.no_grad():
+        place[1:] = grid_code(shape.image_size // shape.patch, shape.width)
+    model.generation_config = GenerationConfig(do_sample=False, max_new_tokens=128, **special)
+    return model
+
+
+def grid_code(side: int, width: int) -> Tensor:
+    """Sines and cosines of row and column, ``[side * side, width]``: where positions start from.
+
+    Neighbouring patches are alike in it, so that attention can find them from the first step.
+    """
+    frequencies = 2.0 ** -torch.linspace(0, 5, width // 4)
+    angles = torch.arange(side)[:, None] * frequencies * 1.5
+    one = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows, columns = one[:, None].expand(side, side, -1), one[None].expand(side, side, -1)
+    return 0.5 * torch.cat([rows, columns], dim=2).flatten(0, 1)
+
+
+def grow(
+    model: LlavaForConditionalGeneration, factor: int, tower_factor: int = 1
+) -> LlavaForConditionalGeneration:
+    """A deeper copy: behind every layer stand new ones that add nothing yet.
+
+    A new layer's output projections are zero, so that the grown model computes the same function;
+    its other matrices mix its neighbour's with noise of the same size, so that the new layers of
+    one neighbour start different from each other.
+
+    Args:
+        factor: how many times as many decoder layers.
+        tower_factor: how many times as many layers of the vision tower.
+    """
+    config = copy.deepcopy(model.config)
+    config.text_config.num_hidden_layers *= factor
+    if getattr(config.text_config, "layer_types", None):
+        config.text_config.layer_types = None
+    config.vision_config.num_hidden_layers *= tower_factor
+    grown = LlavaForConditionalGeneration(config).to(next(model.parameters()).dtype)
+    grown.generation_config = copy.deepcopy(model.generation_config)
+    states = {k: v for k, v in model.state_dict().items() if ".layers." not in k}
+    missing, unexpected = grown.load_state_dict(states, strict=False)
+    if unexpected or any(".layers." not in name for name in missing):
+        raise RuntimeError(f"growing lost parameters: {unexpected or missing}")
+    _fill(
+        grown.model.language_model.layers, model.model.language_model.layers, factor,
+        ("o_proj.", "down_proj."),
+    )  # fmt: skip
+    _fill(
+        grown.model.vision_tower.encoder.layers, model.model.vision_tower.encoder.layers,
+        tower_factor, ("out_proj.", "fc2."),
+    )  # fmt: skip
+    return grown
+
+
+@torch.no_grad()
+def _fill(
+    layers: nn.ModuleList, sources: nn.ModuleList, factor: int, outputs: tuple[str, ...]
+) -> None:
+    for i, layer in enumerate(layers):
+        layer.load_state_dict(sources[i // factor].state_dict())
+        if i % factor == 0:
+            continue
+        for name, weight in layer.named_parameters():
+            if any(output in name for output in outputs):
+                weight.zero_()
+            elif weight.ndim == 2:
+                noise = torch.randn_like(weight) * weight.std()
+                weight.copy_((weight + noise) / 2**0.5)
+
+
+@torch.no_grad()
+def calibrate_projector(model: LlavaForConditionalGeneration, images: Tensor) -> None:
+    """Set the projector so that visual tokens arrive centred and at the scale of words.
+
+    A pre-trained tower's last states share a large constant; passed on as they are, they reach the
+    decoder hundreds of times larger than word embeddings and nearly equal to each other, and no
+    layer can tell them apart or add to them.
+
+    Args:
+        images: ``[b, size, size, 3]`` uint8, a sample of what will be seen.
+    """
+    tower, projector = model.model.vision_tower, model.model.multi_modal_projector
+    states = tower(normalise(images), output_hidden_states=True).hidden_states[-1][:, 1:]
+    states = states.flatten(0, 1).float()
+    mean, spread = states.mean(0), states.std(0).clamp(min=1e-4)
+    first, second = projector.linear_1, projector.linear_2
+    nn.init.normal_(first.weight, std=first.in_features**-0.5)
+    first.weight.div_(spread)
+    first.bias.copy_(-first.weight @ mean)
+    nn.init.normal_(second.weight, std=second.in_features**-0.5)
+    second.bias.zero_()
+    out = projector(states)
+    scale = model.get_input_embeddings().weight.std() / out.std(0).mean()
+    second.weight.mul_(scale)
+    second.bias.copy_(-out.mean(0) * scale)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """``[b, size, size, 3]`` uint8 to ``[b, 3, size, size]`` float32, as the processor does."""
+    mean = torch.tensor(OPENAI_CLIP_MEAN, device=images.device) * 255
+    std = torch.tensor(OPENAI_CLIP_STD, device=images.device) * 255
+    return ((images.float() - mean) / std).permute(0, 3, 1, 2).contiguous()
+
+
+def answer_loss(
+    model: LlavaForConditionalGeneration, batch: Batch
+) -> tuple[Tensor, dict[str, float]]:
+    """Cross entropy of the labelled tokens; the head runs on the labelled positions alone."""
+    if batch.images is None:
+        hidden = model.model.language_model(input_ids=batch.ids, use_cache=False)
+    else:
+        hidden = model.model(
+            input_ids=batch.ids, pixel_values=normalise(batch.images), use_cache=False
+        )
+    keep = batch.labels != IGNORED
+    logits = model.lm_head(hidden.last_hidden_state[keep]).float()
+    wanted = batch.labels[keep]
+    right = (logits.detach().argmax(-1) == wanted).float().mean()
+    return functional.cross_entropy(logits, wanted), {"accuracy": right.item()}
+
+
+@dataclass(frozen=True)
+class PatchBatch:
+    """What a tower is taught before it meets a decoder.
+
+    Attributes:
+        images: ``[b, size, size, 3]`` uint8.
+        glyphs, hues: ``[b, v]`` int64 classes of every patch.
+        words: ``[b, w]`` float, which of ``w`` caption words fit a photograph; NaN for scenes.
+    """
+
+    images: Tensor
+    glyphs: Tensor
+    hues: Tensor
+    words: Tensor
+
+
+class TowerPretraining(nn.Module):
+    """A vision tower with throw-away heads that name every patch and the words of a caption.
+
+    Patches teach reading and shapes densely (``v`` labels an image instead of a few words), which
+    makes the visual features useful long before a decoder could have taught them.
+    """
+
+    def __init__(self, tower: nn.Module, width: int, words: int) -> None:
+        super().__init__()
+        self.tower = tower
+        self.norm = nn.LayerNorm(width)
+        self.glyph = nn.Linear(width, len(PATCH_CLASSES))
+        self.hue = nn.Linear(width, len(HUE_CLASSES))
+        self.words = nn.Linear(width, words)
+        # Nearly every word is absent from a caption; starting there saves the first minutes.
+        nn.init.constant_(self.words.bias, -3.5)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of glyphs ``[b, v, .]``, hues ``[b, v, .]`` and words ``[b, w]``."""
+        states = self.tower(normalise(images), output_hidden_states=True).hidden_states[-1]
+        states = self.norm(states[:, 1:])
+        return self.glyph(states), self.hue(states), self.words(states.mean(1))
+
+
+def patch_loss(model: nn.Module, batch: PatchBatch) -> tuple[Tensor, dict[str, float]]:
+    """Cross entropy of patches (empty ones weigh little) plus that of a photograph's words."""
+    glyphs, hues, words = model(batch.images)
+    photo = ~batch.words.isnan().any(1)
+    weight = torch.where(batch.glyphs > 0, 1.0, 0.1)
+    weight = torch.where(photo[:, None], 0.0, weight)
+    total = weight.sum().clamp(min=1.0)
+
+    def of_patches(logits: Tensor, wanted: Tensor) -> Tensor:
+        each = functional.cross_entropy(
+            logits.float().flatten(0, 1), wanted.flatten(), reduction="none"
+        )
+        return (each * weight.flatten()).sum() / total
+
+    loss = of_patches(glyphs, batch.glyphs) + 0.5 * of_patches(hues, batch.hues)
+    shown = (batch.glyphs > 0) & ~photo[:, None]
+    right = (glyphs.argmax(-1) == batch.glyphs)[shown].float().mean().item() if shown.any() else 0.0
+    numbers = {"glyph_accuracy": right}
+    if photo.any():
+        named = (
+            functional.binary_cross_entropy_with_logits(
+                words[photo].float(), batch.words[photo], reduction="none"
+            )
+            .sum(1)
+            .mean()
+        )
+        loss = loss + 0.03 * named
+        numbers["words_loss"] = named.item()
+    return loss, numbers

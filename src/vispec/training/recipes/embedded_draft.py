@@ -1,0 +1,243 @@
+"""The embedded target's ViSpec draft, in the paper's two stages.
+
+    python -m vispec.training.recipes.embedded_draft \\
+        --data DIR --work DIR --out src/vispec/models/draft
+
+The target answers questions about scenes and photographs of the training split, and text alone;
+its features are kept; stage 1 trains the draft on text, stage 2 on images with a self-fed pass;
+the tree is then chosen by measured speed on training questions. Everything resumes after a kill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from vispec.adapters import QueryAdapter
+from vispec.checkpoints import vispec as vispec_format
+from vispec.decoding.engine import Engine
+from vispec.decoding.tree import TreeShape
+from vispec.drafts import EagleConfig, EagleDraft
+from vispec.loading import load_target
+from vispec.targets import Target
+from vispec.training import draft as training
+from vispec.training import losses, photos, scenes
+from vispec.training.distill import Question, distill
+from vispec.training.features import Sample, collect
+from vispec.training.trainer import Settings, Trainer
+
+TREES = (
+    TreeShape(8, 4, 2),
+    TreeShape(12, 5, 3),
+    TreeShape(16, 5, 4),
+    TreeShape(16, 7, 4),
+    TreeShape(24, 6, 6),
+    TreeShape(32, 7, 8),
+)
+"""Candidates, narrow to wide; the fastest on training questions is recorded with the draft."""
+
+
+def scene_questions(
+    count: int, part: str, first: int, temperatures: Sequence[float]
+) -> list[Question]:
+    """Questions about rendered scenes of one part of the split, all tasks in turn."""
+    found: list[Question] = []
+    seed = first
+    while len(found) < count:
+        if scenes.split(seed) == part:
+            turn, place = divmod(len(found), len(scenes.TASKS))
+            task = scenes.TASKS[place]
+            sample = scenes.scene(seed, task)
+            found.append(
+                Question(
+                    f"scene-{seed}-{task}",
+                    sample.question,
+                    partial(_render, seed, task),
+                    # Each task gets every temperature.
+                    temperatures[turn % len(temperatures)],
+                )
+            )
+        seed += 1
+    return found
+
+
+def photo_questions(
+    data: Path, count: int, part: str, temperatures: Sequence[float]
+) -> list[Question]:
+    """Questions about photographs, both sets in turn."""
+    sets = [photos.load(data, name, part) for name in ("flickr8k", "daquar")]
+    found: list[Question] = []
+    for index in range(count):
+        # Captions are the longer texts and there are more of those photographs.
+        photo_set = sets[index % 4 == 3]
+        photo = photo_set[index % len(photo_set)]
+        turn = photo.turns[index % len(photo.turns)]
+        found.append(
+            Question(
+                f"photo-{index}-{photo.path.stem}",
+                turn.question,
+                partial(photo.open, scenes.SIZE),
+                temperatures[index % len(temperatures)],
+            )
+        )
+    return found
+
+
+def text_questions(questions: Sequence[Question]) -> list[Question]:
+    """The same questions with nothing to look at: the target's language alone."""
+    return [Question(f"text-{q.key}", q.prompt, None, 1.0) for q in questions]
+
+
+def _render(seed: int, task: str) -> Image.Image:
+    return scenes.scene(seed, task).image
+
+
+def new_draft(target: Target, queries: int = 2, *, seed: int = 0) -> EagleDraft:
+    """An untrained ViSpec draft with the geometry of one of the target's decoder layers."""
+    torch.manual_seed(seed)
+    c = target.text_config
+    config = EagleConfig(
+        hidden_size=c.hidden_size,
+        intermediate_size=c.intermediate_size,
+        num_attention_heads=c.num_attention_heads,
+        num_key_value_heads=c.num_key_value_heads,
+        vocab_size=target.vocab_size,
+        rms_norm_eps=c.rms_norm_eps,
+        fc_bias=False,
+    )
+    adapter = QueryAdapter(c.hidden_size, c.num_attention_heads, queries) if queries else None
+    return EagleDraft(config, adapter, name="embedded")
+
+
+def train(
+    target: Target,
+    draft: EagleDraft,
+    text: Sequence[Sample],
+    multimodal: Sequence[Sample],
+    heldout: Sequence[Sample],
+    work: Path,
+    *,
+    text_s: float,
+    multimodal_s: float,
+    batch: int = 16,
+    learning_rate: float = 1e-3,
+) -> None:
+    """Both stages, each with a budget in seconds."""
+    for name, samples, loss, self_fed, seconds, rate in (
+        ("text", text, losses.text_stage, 0, text_s, learning_rate),
+        ("multimodal", multimodal, losses.multimodal_stage, 1, multimodal_s, learning_rate / 2),
+    ):
+        compute = training.stage(target.head, loss, self_fed=self_fed, noise=0.1)
+        measure = training.stage(target.head, loss, self_fed=2)
+        Trainer(
+            draft,
+            training.batches(samples, batch, seed=1),
+            compute,
+            Settings(work / name, rate, budget_s=seconds, clip_norm=0.5, evaluate_s=120.0),
+            evaluate=lambda model, measure=measure: _evaluate(model, measure, heldout),  # type: ignore[misc]
+        ).run()
+
+
+def _evaluate(model: torch.nn.Module, measure: Callable, heldout: Sequence[Sample]) -> dict:  # type: ignore[type-arg]
+    """Share of held-out tokens guessed right at the first, second and third step."""
+    found = [measure(model, list(heldout[i : i + 8])) for i in range(0, len(heldout), 8)]
+    names = found[0][1]
+    return {f"heldout_{name}": statistics.fmean(f[1][name] for f in found) for name in names}
+
+
+def choose_tree(
+    target: Target, draft: EagleDraft, questions: Sequence[Question], repeats: int = 2
+) -> TreeShape:
+    """The candidate with the most tokens per second on these questions, measured interleaved."""
+    engines = [Engine(target, draft, tree=shape) for shape in TREES]
+    seconds, tokens = [0.0] * len(TREES), [0] * len(TREES)
+    for repeat in range(repeats + 1):
+        for question in questions:
+            request = question.request(128, 0)
+            for i, engine in enumerate(engines):
+                stats = engine.generate([request])[0].stats
+                if repeat:  # the first round warms up
+                    seconds[i] += stats.draft_s + stats.verify_s + stats.overhead_s
+                    tokens[i] += stats.new_tokens
+    rates = [t / s for t, s in zip(tokens, seconds, strict=True)]
+    for shape, speed in zip(TREES, rates, strict=True):
+        print(f"{shape}: {speed:.1f} tokens/s", flush=True)
+    return TREES[rates.index(max(rates))]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--target", default="embedded", help="folder of the target")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the photographs")
+    parser.add_argument("--work", type=Path, required=True, help="answers, features, checkpoints")
+    parser.add_argument("--out", type=Path, required=True, help="where the draft is saved")
+    parser.add_argument("--scenes", type=int, default=1800, help="scene questions (1800)")
+    parser.add_argument("--photos", type=int, default=900, help="photograph questions (900)")
+    parser.add_argument("--texts", type=int, default=600, help="questions without image (600)")
+    parser.add_argument("--heldout", type=int, default=96, help="held-out questions (96)")
+    parser.add_argument("--text-minutes", type=float, default=3, help="stage 1 (3)")
+    parser.add_argument("--multimodal-minutes", type=float, default=12, help="stage 2 (12)")
+    parser.add_argument("--max-new-tokens", type=int, default=112, help="longest answer (112)")
+    options = parser.parse_args(argv)
+
+    target = load_target(options.target)
+    mixed = (0.0, 0.0, 1.0)
+    asked = scene_questions(options.scenes, "train", 5_000_000, mixed)
+    asked += photo_questions(options.data, options.photos, "train", mixed)
+    alone = text_questions(asked[:: max(1, len(asked) // options.texts)])
+    unseen = scene_questions(options.heldout * 2 // 3, "heldout", 9_000_000, (0.0,))
+    unseen += photo_questions(options.data, options.heldout // 3, "heldout", (0.0,))
+
+    engine = Engine(target, max_batch=16)
+    samples = {}
+    for name, questions in (("heldout", unseen), ("text", alone), ("multimodal", asked)):
+        answers = distill(
+            engine,
+            questions,
+            options.work / f"{name}.jsonl",
+            max_new_tokens=options.max_new_tokens,
+        )
+        samples[name] = collect(target, questions, answers, options.work / "features" / name)
+
+    draft = new_draft(target)
+    train(
+        target,
+        draft,
+        samples["text"],
+        samples["multimodal"],
+        samples["heldout"],
+        options.work,
+        text_s=options.text_minutes * 60,
+        multimodal_s=options.multimodal_minutes * 60,
+    )
+    final = draft.to(target.dtype).eval().requires_grad_(False)
+    tree = choose_tree(target, final, asked[::50][:24])
+    vispec_format.write(
+        final,
+        options.out,
+        target="vispec embedded target",
+        tree={"size": tree.size, "depth": tree.depth, "width": tree.width},
+    )
+    lengths = [
+        Engine(target, final, tree=tree).generate([q.request(128, 0)])[0].stats for q in unseen
+    ]
+    passes = sum(s.target_passes for s in lengths)
+    measured = {
+        "heldout_questions": len(unseen),
+        "heldout_acceptance_length": sum(s.new_tokens - 1 for s in lengths) / passes,
+    }
+    (options.work / "result.json").write_text(json.dumps(measured, indent=2) + "\n")
+    print(measured, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,412 @@
+"""Train the embedded target: a small, narrow and deep LLaVA that describes, answers and reads.
+
+Four phases, each cheap where it can be (their shares of the time in ``PHASES``):
+
+1. *tower*: half of the vision tower alone names what every patch of a crowded page shows, and
+   the words of a photograph's captions;
+2. *text*: a decoder of an eighth of the depth learns the language of questions and answers;
+3. *joined*: this tower, a projector and that decoder together, loss on the answers and on the
+   characters that patches show;
+4. *grown*: new layers that compute nothing are put behind each trained one, and everything is
+   trained at full depth.
+
+    OMP_WAIT_POLICY=PASSIVE python -m vispec.training.recipes.embedded_target \\
+        --data ../shared/data --work /tmp/target --out /tmp/target/model --minutes 80
+
+Kill it whenever you like: the same command goes on from the last checkpoint. The image cache,
+checkpoints and logs (``<work>/<phase>/log.jsonl``) are kept in the work folder; ``--out`` receives
+a model that ``AutoModelForImageTextToText`` and ``AutoProcessor`` load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaProcessor
+
+from vispec.training import photos, scenes
+from vispec.training.conversations import Encoder, ImageBatches, TextBatches
+from vispec.training.image_cache import ImageCache
+from vispec.training.pretrain import (
+    PatchBatch,
+    TargetShape,
+    TowerPretraining,
+    answer_loss,
+    build_target,
+    calibrate_projector,
+    grow,
+    patch_loss,
+)
+from vispec.training.tokenizer import build_processor, train_tokenizer
+from vispec.training.trainer import Settings, Trainer
+
+PHASES = {"tower": 0.24, "text": 0.06, "joined": 0.50, "grown": 0.20}
+"""Share of the time that each phase gets."""
+RATES = {"tower": 1.5e-3, "text": 2e-3, "joined": 1.8e-3, "grown": 8e-4}
+"""Peak learning rate of each phase."""
+WORDS = 600
+"""Caption words that the tower learns to recognise."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train on, for how long, how large; see ``--help`` for each."""
+
+    data: Path
+    work: Path
+    out: Path
+    minutes: float
+    scene_count: int
+    batch: int
+    seed: int
+    shape: TargetShape
+    growth: int
+    tower_growth: int
+    phase_steps: int | None = None
+
+    def settings(self, phase: str) -> Settings:
+        seconds = None if self.phase_steps else self.minutes * 60 * PHASES[phase]
+        return Settings(
+            self.work / phase,
+            RATES[phase],
+            budget_s=seconds,
+            budget_steps=self.phase_steps,
+            checkpoint_s=240,
+            evaluate_s=240,
+        )
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Everything to learn from, and what is held out to judge by."""
+
+    train: ImageCache
+    heldout: ImageCache
+    pages: ImageCache
+    processor: LlavaProcessor
+    encoder: Encoder
+    passages: list[int]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    plan = _parse(arguments)
+    torch.manual_seed(plan.seed)
+    corpus = prepare(plan)
+    train(plan, corpus)
+
+
+def prepare(plan: Plan) -> Corpus:
+    """Render scenes, decode photographs, train the tokenizer; whatever exists is reused."""
+    train = ImageCache.build(
+        plan.work / "train", scene_seeds("train", plan.scene_count), _pictures(plan.data, "train")
+    )
+    heldout = ImageCache.build(
+        plan.work / "heldout",
+        scene_seeds("heldout", max(16, min(600, plan.scene_count // 10))),
+        _pictures(plan.data, "heldout"),
+    )
+    pages = ImageCache.build(plan.work / "pages", range(plan.scene_count // 2), render=scenes.page)
+    books = "\n".join(
+        path.read_text(encoding="utf-8", errors="replace")
+        for path in sorted((plan.data / "text" / "gutenberg").glob("*.txt"))
+    )
+    folder = plan.work / "tokenizer"
+    if not (folder / "tokenizer.json").exists():
+        texts = [f" {turn.question} {turn.answer}" for turns in train.turns for turn in turns]
+        # Captions and questions first; a little prose for everything else people write.
+        texts += [line for line in books[:1_500_000].split("\n") if line.strip()]
+        train_tokenizer(texts, plan.shape.vocabulary).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    encoder = Encoder(tokenizer, plan.shape.visual_tokens)
+    processor = build_processor(tokenizer, plan.shape.image_size, plan.shape.patch)
+    return Corpus(train, heldout, pages, processor, encoder, encoder.encode(books))
+
+
+def scene_seeds(part: str, count: int) -> list[int]:
+    """The first ``count`` scene seeds of one part."""
+    found: list[int] = []
+    seed = 0
+    while len(found) < count:
+        if scenes.split(seed) == part:
+            found.append(seed)
+        seed += 1
+    return found
+
+
+def _pictures(data: Path, part: str) -> list[photos.Photo]:
+    return [
+        photo
+        for name in ("flickr8k", "daquar")
+        if (data / name).is_dir()
+        for photo in photos.load(data, name, part)
+    ]
+
+
+def train(plan: Plan, corpus: Corpus) -> LlavaForConditionalGeneration:
+    """Run the phases that are not finished yet and write the model; returns it."""
+    torch.manual_seed(plan.seed)
+    tokenizer = corpus.encoder.tokenizer
+    tokens = {
+        "bos": tokenizer.bos_token_id,
+        "eos": tokenizer.eos_token_id,
+        "pad": tokenizer.pad_token_id,
+        "image": tokenizer.convert_tokens_to_ids("<image>"),
+    }
+    shallow = plan.shape.layers // plan.growth
+    half = plan.shape.tower_layers // plan.tower_growth
+    model = build_target(plan.shape, tokens, shallow, half)
+    if not (plan.out / "config.json").exists():
+        write(grow(model, plan.growth, plan.tower_growth), corpus.processor, plan.out)
+
+    tower = TowerPretraining(model.model.vision_tower, plan.shape.width, WORDS)
+    Trainer(
+        tower,
+        tower_batches(plan, corpus),
+        patch_loss,
+        plan.settings("tower"),
+        evaluate=lambda m: _judge_tower(m, plan, corpus),
+        hidden=in_layers,
+    ).run()
+
+    # Photographs twice: about a third of the images seen.
+    everything = [
+        row
+        for row, source in enumerate(corpus.train.sources)
+        for _ in range(1 if source == "scene" else 2)
+    ]
+    text = TextBatches(
+        corpus.encoder,
+        corpus.train.turns,
+        corpus.passages,
+        batch=plan.batch * 2,
+        length=96,
+        seed=plan.seed,
+    )
+    # The tower is not part of this phase: freezing it keeps weight decay off it too.
+    model.requires_grad_(False)
+    for part in (model.model.language_model, model.lm_head):
+        part.requires_grad_(True)
+    Trainer(model, text, answer_loss, plan.settings("text"), hidden=in_layers).run()
+    model.requires_grad_(True)
+
+    torch.manual_seed(plan.seed)
+    shown = np.random.default_rng(plan.seed).choice(everything, min(64, len(everything)))
+    calibrate_projector(model, torch.from_numpy(corpus.train.pixels[np.sort(shown)]))
+    batches = ImageBatches(corpus.encoder, corpus.train, everything, plan.batch, 112, plan.seed)
+
+    def judge(m: nn.Module) -> dict[str, float]:
+        return heldout_losses(m, corpus.encoder, corpus.heldout)
+
+    def publish(m: LlavaForConditionalGeneration) -> None:
+        write(m, corpus.processor, plan.out)
+
+    Trainer(
+        model,
+        batches,
+        answer_loss,
+        plan.settings("joined"),
+        judge,
+        on_checkpoint=lambda m, _: publish(grow(m, plan.growth, plan.tower_growth)),
+        hidden=in_layers,
+    ).run()
+
+    torch.manual_seed(plan.seed)
+    grown = grow(model, plan.growth, plan.tower_growth)
+    later = ImageBatches(corpus.encoder, corpus.train, everything, plan.batch, 112, plan.seed + 1)
+
+    Trainer(
+        grown,
+        later,
+        answer_loss,
+        plan.settings("grown"),
+        judge,
+        on_checkpoint=lambda m, _: publish(m),
+        hidden=in_layers,
+    ).run()
+    publish(grown)
+    return grown
+
+
+def in_layers(name: str, parameter: nn.Parameter) -> bool:
+    """Which matrices Muon trains: those inside the layers of tower and decoder."""
+    return ".layers." in name
+
+
+def tower_batches(plan: Plan, corpus: Corpus) -> Callable[[int], PatchBatch]:
+    """Batches of images with what their patches show: pages, and one photograph in five."""
+    place = {word: i for i, word in enumerate(caption_words(corpus.train))}
+    photo_rows = [i for i, source in enumerate(corpus.train.sources) if source == "flickr8k"]
+
+    def batch(step: int) -> PatchBatch:
+        rng = np.random.default_rng((plan.seed, 3, step))
+        count = plan.batch // 5 if photo_rows else 0
+        picked = [(corpus.train, int(row)) for row in rng.choice(photo_rows or [0], count)]
+        pages = rng.choice(len(corpus.pages), plan.batch - count)
+        return patch_batch([*picked, *((corpus.pages, int(row)) for row in pages)], place)
+
+    return batch
+
+
+def patch_batch(rows: Sequence[tuple[ImageCache, int]], place: dict[str, int]) -> PatchBatch:
+    """Some images with their patch classes and caption words."""
+    words = torch.full((len(rows), WORDS), float("nan"))
+    for i, (cache, row) in enumerate(rows):
+        if cache.sources[row] != "scene":
+            words[i] = 0.0
+            for word in _words(cache, row) & place.keys():
+                words[i, place[word]] = 1.0
+    return PatchBatch(
+        torch.from_numpy(np.stack([cache.pixels[row] for cache, row in rows])),
+        torch.from_numpy(np.stack([cache.glyphs[row] for cache, row in rows])).long(),
+        torch.from_numpy(np.stack([cache.hues[row] for cache, row in rows])).long(),
+        words,
+    )
+
+
+def _words(cache: ImageCache, row: int) -> set[str]:
+    return {word for turn in cache.turns[row] for word in re.findall("[a-z]+", turn.answer.lower())}
+
+
+def caption_words(cache: ImageCache) -> list[str]:
+    """The commonest words of Flickr8k's captions, without the dozen that fit every photo."""
+    counts: Counter[str] = Counter()
+    for row, source in enumerate(cache.sources):
+        if source == "flickr8k":
+            counts.update(_words(cache, row))
+    ranked = sorted(counts, key=lambda word: (-counts[word], word))
+    return [word for word in ranked[12:] if len(word) > 2][:WORDS]
+
+
+def _judge_tower(model: nn.Module, plan: Plan, corpus: Corpus) -> dict[str, float]:
+    place = {word: i for i, word in enumerate(caption_words(corpus.train))}
+    rng = np.random.default_rng(plan.seed)
+    rows = rng.choice(len(corpus.heldout), min(128, len(corpus.heldout)), replace=False)
+    loss, numbers = patch_loss(
+        model, patch_batch([(corpus.heldout, int(row)) for row in rows], place)
+    )
+    return {"heldout": loss.item(), **{f"heldout_{k}": v for k, v in numbers.items()}}
+
+
+def heldout_losses(
+    model: nn.Module, encoder: Encoder, cache: ImageCache, count: int = 48
+) -> dict[str, float]:
+    """Mean loss of an answer token on held-out images, one number a task."""
+    losses = {}
+    for task in (*scenes.TASKS, "photo"):
+        rows = [i for i, turns in enumerate(cache.turns) if any(t.task == task for t in turns)]
+        # Half of the photographs from either end: both photo sets are judged.
+        rows = rows[: count // 2] + rows[count // 2 :][-(count // 2) :]
+        if not rows:
+            continue
+        asked = [[t for t in cache.turns[row] if t.task == task] for row in rows]
+        # The first turns of all scenes are of a kind, so each image answers another one.
+        turns = encoder.turns(
+            [[some[row % len(some)]] for row, some in zip(rows, asked, strict=True)]
+        )
+        examples = [encoder.conversation(turn, True, 128) for turn in turns]
+        total, weight = 0.0, 0
+        for start in range(0, len(rows), 16):
+            part = rows[start : start + 16]
+            images = np.stack([cache.pixels[row] for row in part])
+            batch = encoder.collate(examples[start : start + 16], images)
+            with torch.autocast("cpu", torch.bfloat16):
+                loss, _ = answer_loss(model, batch)
+            tokens = int((batch.labels >= 0).sum())
+            total, weight = total + loss.item() * tokens, weight + tokens
+        losses[f"heldout_{task}"] = total / weight
+    return losses
+
+
+def prefer_float32(config: Path) -> None:
+    """Let `dtype="auto"` load weights that are stored in half precision as float32.
+
+    At this size float32 costs little, and only there are the plain and the speculative text the
+    same but for ties.
+    """
+    facts = json.loads(config.read_text())
+    for part in (facts, *(v for v in facts.values() if isinstance(v, dict))):
+        if "dtype" in part:
+            part["dtype"] = "float32"
+    config.write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def write(model: nn.Module, processor: LlavaProcessor, out: Path) -> None:
+    """Save in bfloat16 beside its processor; every file appears whole or not at all."""
+    out.mkdir(parents=True, exist_ok=True)
+    fresh = out.with_name(f"{out.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    twin = LlavaForConditionalGeneration(model.config).to(torch.bfloat16)
+    twin.load_state_dict(model.state_dict())
+    twin.generation_config = model.generation_config
+    twin.save_pretrained(fresh, max_shard_size="15MB")
+    prefer_float32(fresh / "config.json")
+    processor.save_pretrained(fresh)
+    for file in fresh.iterdir():
+        file.chmod(0o644)
+        os.replace(file, out / file.name)
+    fresh.rmdir()
+
+
+def _parse(arguments: Sequence[str] | None) -> Plan:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="folder with flickr8k/, daquar/ and text/gutenberg/; what is missing is left out",
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        required=True,
+        help="folder for the image cache (5 GB), checkpoints and logs",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder that receives the model")
+    parser.add_argument("--minutes", type=float, default=80, help="wall-clock time of training")
+    parser.add_argument("--scenes", type=int, default=16000, help="how many scenes to render")
+    parser.add_argument("--batch", type=int, default=16, help="conversations a step")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2, help="threads that torch may use")
+    parser.add_argument(
+        "--toy",
+        type=int,
+        metavar="STEPS",
+        help="a few steps a phase of a very small model, to see that it runs",
+    )
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    shape = TargetShape()
+    if given.toy:
+        shape = TargetShape(
+            vocabulary=512, width=32, heads=2, mlp=48, layers=4, tower_layers=2, tower_mlp=48
+        )
+    return Plan(
+        given.data,
+        given.work,
+        given.out,
+        given.minutes,
+        given.scenes,
+        given.batch,
+        given.seed,
+        shape,
+        growth=2 if given.toy else 8,
+        tower_growth=2,
+        phase_steps=given.toy,
+    )
+
+
+if __name__ == "__main__":
+    main()

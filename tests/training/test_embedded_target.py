@@ -1,0 +1,128 @@
+"""The recipe of the embedded target, at toy size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from vispec.training.image_cache import ImageCache
+from vispec.training.pretrain import (
+    TargetShape,
+    build_target,
+    calibrate_projector,
+    grow,
+    normalise,
+)
+from vispec.training.recipes import embedded_target
+from vispec.training.tokenizer import build_processor, train_tokenizer
+
+TOY = TargetShape(vocabulary=300, width=32, heads=2, mlp=48, layers=4, tower_layers=2, tower_mlp=48)
+TOKENS = {"bos": 0, "eos": 1, "pad": 2, "image": 3}
+
+
+def test_the_embedded_shape_is_small_narrow_and_deep() -> None:
+    shape = TargetShape()
+    with torch.device("meta"):
+        model = build_target(shape, TOKENS, shape.layers)
+    parameters = sum(p.numel() for p in model.parameters())
+    assert shape.visual_tokens == 144
+    assert parameters * 2 < 42e6
+
+
+def test_growing_keeps_the_function() -> None:
+    torch.manual_seed(0)
+    model = build_target(TOY, TOKENS, layers=2, tower_layers=1).eval()
+    grown = grow(model, 3, tower_factor=2).eval()
+    assert grown.config.text_config.num_hidden_layers == 6
+    assert len(grown.model.vision_tower.encoder.layers) == 2
+    ids = torch.tensor([[0, *[3] * 144, 20, 21, 22]])
+    pixels = normalise(torch.randint(0, 255, (1, 192, 192, 3), dtype=torch.uint8))
+    with torch.no_grad():
+        before = model(input_ids=ids, pixel_values=pixels).logits
+        after = grown(input_ids=ids, pixel_values=pixels).logits
+    assert torch.equal(before, after)
+
+
+def test_grown_layers_learn_and_differ_from_each_other() -> None:
+    torch.manual_seed(0)
+    grown = grow(build_target(TOY, TOKENS, 1), 3)
+    ids = torch.randint(4, 300, (2, 12))
+    grown.model.language_model(input_ids=ids).last_hidden_state.pow(2).sum().backward()
+    one, two = (grown.model.language_model.layers[i].mlp.down_proj.weight.grad for i in (1, 2))
+    assert one.abs().max() > 0
+    assert not torch.equal(one, two)
+
+
+def test_calibrated_visual_tokens_are_centred_and_as_large_as_words() -> None:
+    torch.manual_seed(0)
+    model = build_target(TOY, TOKENS, 1)
+    tower = model.model.vision_tower.encoder.layers[-1].mlp.fc2
+    torch.nn.init.constant_(tower.bias, 9.0)
+    images = torch.randint(0, 255, (6, 192, 192, 3), dtype=torch.uint8)
+    calibrate_projector(model, images)
+    states = model.model.vision_tower(normalise(images), output_hidden_states=True).hidden_states
+    tokens = model.model.multi_modal_projector(states[-1][:, 1:]).flatten(0, 1)
+    words = model.get_input_embeddings().weight.std().item()
+    assert tokens.mean(0).abs().max() < 0.05 * words
+    assert tokens.std(0).mean().item() == pytest.approx(words, rel=0.05)
+
+
+def test_normalising_equals_the_processor() -> None:
+    tokenizer = train_tokenizer(["a b c"], 270)
+    image = torch.randint(0, 255, (192, 192, 3), dtype=torch.uint8)
+    wanted = build_processor(tokenizer).image_processor(
+        Image.fromarray(image.numpy()), return_tensors="pt"
+    )["pixel_values"]
+    torch.testing.assert_close(normalise(image[None]), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_cache_gives_back_what_was_rendered(tmp_path: Path) -> None:
+    built = ImageCache.build(tmp_path, [3, 8])
+    again = ImageCache.open(tmp_path)
+    assert built.turns == again.turns
+    assert again.pixels.shape == (2, 192, 192, 3)
+    assert again.sources == ["scene", "scene"]
+
+
+@pytest.mark.slow
+def test_the_recipe_makes_a_model_that_loads_and_resumes_when_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def arguments(name: str) -> list[str]:
+        return [
+            "--data", str(tmp_path / "none"), "--work", str(tmp_path / name / "work"),
+            "--out", str(tmp_path / name / "out"), "--scenes", "24", "--batch", "4", "--toy", "2",
+        ]  # fmt: skip
+
+    embedded_target.main(arguments("whole"))
+
+    class KilledError(Exception):
+        pass
+
+    def dies(*given: object, **named: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embedded_target, "heldout_losses", dies)
+        with pytest.raises(KilledError):
+            embedded_target.main(arguments("killed"))
+    embedded_target.main(arguments("killed"))
+
+    models = {
+        name: AutoModelForImageTextToText.from_pretrained(tmp_path / name / "out")
+        for name in ("whole", "killed")
+    }
+    for (name, one), two in zip(
+        models["whole"].state_dict().items(), models["killed"].state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, two), name
+    processor = AutoProcessor.from_pretrained(tmp_path / "whole" / "out")
+    inputs = processor(
+        images=Image.new("RGB", (50, 80)), text="USER: <image>\nHi ASSISTANT:", return_tensors="pt"
+    )
+    output = models["whole"].generate(**inputs, max_new_tokens=3)
+    assert output.shape[1] > inputs["input_ids"].shape[1]

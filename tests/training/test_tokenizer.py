@@ -1,0 +1,94 @@
+"""The target's tokenizer loses nothing, and training sees exactly what a chat will send."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoProcessor, LlavaProcessor
+
+from vispec.training import scenes
+from vispec.training.conversations import IGNORED, Encoder, ImageBatches
+from vispec.training.image_cache import PATCH_CLASSES, ImageCache
+from vispec.training.tokenizer import build_processor, train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def processor(tmp_path_factory: pytest.TempPathFactory) -> LlavaProcessor:
+    texts = [f"{t.question} {t.answer}" for seed in range(60) for t in scenes.dialogue(seed).turns]
+    folder: Path = tmp_path_factory.mktemp("processor")
+    build_processor(train_tokenizer(texts, 600)).save_pretrained(folder)
+    return AutoProcessor.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["A red circle.", 'It says "QX7K 1942".', "naïve 漢字 🐈 Привет", "  two\n\nlines\t"]
+)
+def test_any_text_round_trips(processor: LlavaProcessor, text: str) -> None:
+    ids = processor.tokenizer.encode(text, add_special_tokens=False)
+    assert processor.tokenizer.decode(ids) == text
+
+
+def test_every_digit_is_one_token(processor: LlavaProcessor) -> None:
+    assert len(processor.tokenizer.encode("2026", add_special_tokens=False)) == 4
+
+
+def test_an_image_becomes_one_token_a_patch(processor: LlavaProcessor) -> None:
+    image = scenes.scene(1, "vqa").image.resize((320, 100))
+    content = [{"type": "image", "image": image}, {"type": "text", "text": "What is it?"}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+    )  # fmt: skip
+    image_id = processor.tokenizer.convert_tokens_to_ids("<image>")
+    assert (inputs["input_ids"] == image_id).sum() == 144
+    assert inputs["pixel_values"].shape == (1, 3, 192, 192)
+
+
+def test_two_images_and_two_turns_render_as_llava_does(processor: LlavaProcessor) -> None:
+    picture, text = {"type": "image"}, {"type": "text", "text": "Compare them."}
+    messages = [
+        {"role": "user", "content": [picture, picture, text]},
+        {"role": "assistant", "content": [{"type": "text", "text": "One is red."}]},
+        {"role": "user", "content": "Which?"},
+    ]
+    assert processor.apply_chat_template(messages, add_generation_prompt=True) == (
+        "<s>USER: <image>\n <image>\nCompare them. "
+        "ASSISTANT: One is red.</s>USER: Which? ASSISTANT:"
+    )
+
+
+def test_training_conversations_equal_rendered_chats(processor: LlavaProcessor) -> None:
+    found = scenes.dialogue(4)
+    encoder = Encoder(processor.tokenizer, 144)
+    ids, labels = encoder.conversation(encoder.turns([found.turns])[0], True, longest=10_000)
+    messages = []
+    for i, turn in enumerate(found.turns):
+        content = [{"type": "image", "image": found.image}] if i == 0 else []
+        content.append({"type": "text", "text": turn.question})
+        messages.append({"role": "user", "content": content})
+        answer = [{"type": "text", "text": turn.answer}]
+        messages.append({"role": "assistant", "content": answer})
+    inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True)
+    assert ids == inputs["input_ids"][0]
+    taught = processor.tokenizer.decode([label for label in labels if label != IGNORED])
+    assert taught == "".join(f" {turn.answer}</s>" for turn in found.turns)
+
+
+def test_visual_tokens_are_labelled_with_the_characters_they_show(
+    processor: LlavaProcessor, tmp_path: Path
+) -> None:
+    cache = ImageCache.build(tmp_path, range(4))
+    encoder = Encoder(processor.tokenizer, 144)
+    batches = ImageBatches(encoder, cache, range(4), batch=4, longest=60, seed=0, window=1)
+    batch = batches(0)
+    image = processor.tokenizer.convert_tokens_to_ids("<image>")
+    assert batch.images is not None
+    for ids, labels, pixels in zip(batch.ids, batch.labels, batch.images, strict=True):
+        row = next(i for i in range(4) if (cache.pixels[i] == pixels.numpy()).all())
+        shown = [PATCH_CLASSES[g] for g in cache.glyphs[row]]
+        for name, label in zip(shown, labels[ids == image].tolist(), strict=True):
+            if len(name) == 1:
+                assert processor.tokenizer.decode([label]) == name
+            else:
+                assert label == IGNORED
