@@ -1,0 +1,137 @@
+"""Options that several verbs share, and what they mean to the library."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from vispec.cli.terminal import quiet_libraries, warn
+from vispec.errors import VispecError
+
+if TYPE_CHECKING:
+    from vispec.decoding.engine import Engine
+
+EMBEDDED = "embedded"
+SAMPLING = (
+    "max_new_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "seed",
+    "stop",
+)
+
+
+def add_models(parser: argparse.ArgumentParser) -> None:
+    """`--target`, `--draft`, `--dtype` and `--device`."""
+    group = parser.add_argument_group("models")
+    group.add_argument(
+        "--target",
+        default=EMBEDDED,
+        metavar="MODEL",
+        help="the model that answers: 'embedded' (the default), a folder, or a hub name",
+    )
+    group.add_argument(
+        "--draft",
+        metavar="DRAFT",
+        help="the draft that proposes: 'embedded' (the default with the embedded target), 'none', "
+        "a folder, or a hub name",
+    )
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float64", "float32", "bfloat16", "float16"),
+        help="number format to compute in; 'auto' is what the target was saved in",
+    )
+    group.add_argument("--device", default="cpu", help="where to compute, such as cpu or cuda")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How tokens are chosen; whatever is not given follows the checkpoint's configuration."""
+    group = parser.add_argument_group(
+        "choosing tokens", "What is not given follows the target's own generation configuration."
+    )
+    group.add_argument(
+        "-n",
+        "--max-new-tokens",
+        type=int,
+        default=256,
+        metavar="N",
+        help="longest answer (default: 256)",
+    )
+    group.add_argument(
+        "--temperature", type=float, metavar="T", help="0 takes the likeliest token every time"
+    )
+    group.add_argument(
+        "--top-p", type=float, metavar="P", help="sample among the tokens that hold this share"
+    )
+    group.add_argument("--top-k", type=int, metavar="K", help="sample among the K likeliest")
+    group.add_argument(
+        "--min-p", type=float, metavar="P", help="drop tokens below P times the likeliest"
+    )
+    group.add_argument(
+        "--repetition-penalty", type=float, metavar="X", help="above 1 discourages repetition"
+    )
+    group.add_argument(
+        "--seed", type=int, default=0, help="same seed, same text, with or without a draft"
+    )
+    group.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end the answer before this text; may be given several times",
+    )
+
+
+def sampling(options: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments that `add_sampling` stands for."""
+    return {name: getattr(options, name) for name in SAMPLING}
+
+
+def draft_name(options: argparse.Namespace) -> str | None:
+    """The draft to load, None for plain decoding.
+
+    The embedded draft fits the embedded target only, so another target without a draft of its own
+    runs plainly, and the user is told.
+    """
+    if options.draft is None and options.target != EMBEDDED:
+        warn(f"no --draft given for '{options.target}': decoding plainly, one token a pass")
+        return None
+    if options.draft == "none":
+        return None
+    return options.draft or EMBEDDED
+
+
+def load(options: argparse.Namespace, draft: str | None) -> Engine:
+    """The engine that the models' options ask for.
+
+    Raises:
+        VispecError: for anything wrong with an option, before a model is loaded where possible.
+    """
+    quiet_libraries()
+    from vispec.decoding.sampling import Sampling
+    from vispec.loading import load
+
+    Sampling(**sampling(options))
+    return load(
+        options.target,
+        draft,
+        dtype=options.dtype,
+        device=_device(options.device),
+        tree=options.tree,
+    )
+
+
+def _device(name: str) -> str:
+    """`name`, once a number could be put there."""
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise VispecError(f"device '{name}' cannot be used: {reason}; try --device cpu") from None
+    return name

@@ -1,0 +1,117 @@
+"""`vispec info` describes checkpoints by their headers and compares drafts with targets."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from huggingface_hub.utils import SafetensorsFileMetadata, SafetensorsRepoMetadata, TensorInfo
+from safetensors.torch import load_file
+
+from command_line import Pair, Run, write_draft
+from vispec.checkpoints import summary
+from vispec.cli.info import count, size
+
+
+def test_a_target_is_described_by_its_true_numbers(run: Run, pair: Pair) -> None:
+    tensors = load_file(pair.target / "model.safetensors")
+    elements = sum(tensor.numel() for tensor in tensors.values())
+    found = json.loads(run("info", pair.target, "--json").out)["checkpoints"][0]
+    assert (found["kind"], found["form"], found["supported"]) == ("target", "llava", True)
+    assert found["parameters"] == elements == sum(found["parts"].values())
+    assert found["weights_bytes"] == 4 * elements
+    assert found["stored_as"] == ["F32"]
+    assert found["memory_bytes"]["bfloat16"] == 2 * elements
+    assert found["context"] == 256
+    # 2 layers, keys and values, 2 heads of 8 numbers of 2 bytes
+    assert found["cache_bytes_per_token"] == 2 * 2 * 2 * 8 * 2
+
+
+def test_a_draft_is_recognised_and_compared(run: Run, pair: Pair) -> None:
+    ran = run("info", pair.draft, "--target", pair.target)
+    assert ran.code == 0
+    assert "kind: draft, vispec" in ran.out
+    assert f"'{pair.draft}' fits '{pair.target}'" in ran.out
+
+
+def test_a_draft_that_does_not_fit_is_told_all_that_differs(
+    run: Run, pair: Pair, tmp_path: Path
+) -> None:
+    draft = write_draft(tmp_path / "other", 64, pair.vocabulary + 7)
+    ran = run("info", draft, "--target", pair.target)
+    assert ran.code == 1
+    for word in ("does not fit", "64", str(pair.vocabulary + 7), str(pair.hidden)):
+        assert word in ran.out
+    answer = json.loads(run("info", draft, "--target", pair.target, "--json").out)
+    assert answer["fits"] is False
+    assert len(answer["mismatches"]) == 2
+
+
+def test_a_target_is_not_compared_as_if_it_were_a_draft(run: Run, pair: Pair) -> None:
+    ran = run("info", pair.target, "--target", pair.target)
+    assert ran.code == 2
+    assert "is not a draft" in ran.err
+
+
+def test_a_family_without_a_file_is_described_all_the_same(
+    run: Run, pair: Pair, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(pair.target, tmp_path / "blip"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "from-the-future"}))
+    ran = run("info", folder)
+    assert ran.code == 0
+    assert "from-the-future (vispec has no file for it)" in ran.out
+
+
+def test_tensors_that_a_draft_lacks_are_listed(run: Run, pair: Pair, tmp_path: Path) -> None:
+    draft = write_draft(tmp_path / "draft", pair.hidden, pair.vocabulary)
+    config = json.loads((draft / "config.json").read_text())
+    (draft / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    out = run("info", draft).out
+    assert "problem: missing" in out
+    assert "layers.1.self_attn.q_proj.weight" in out
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "licence"),
+    [
+        ("README.md", "---\nlanguage: en\nlicense: apache-2.0\n---\n# A model", "apache-2.0"),
+        ("README.md", "---\nlicense: other\nlicense_name: 'mine-1'\n---\n", "mine-1"),
+        ("README.md", "# A model\nlicense: not in the header\n", None),
+        ("LICENSE", "\n   MIT License\n\nCopyright ...", "MIT License"),
+        ("LICENSE.md", "# Community Agreement\n", "Community Agreement"),
+    ],
+)
+def test_the_licence_is_what_the_files_state(
+    tmp_path: Path, file: str, text: str, licence: str | None
+) -> None:
+    (tmp_path / file).write_text(text)
+    assert summary.licence(str(tmp_path)) == licence
+
+
+def test_of_a_hub_repository_only_headers_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {"fc.weight": TensorInfo(dtype="BF16", shape=[4, 8], data_offsets=(0, 64))}
+    file = SafetensorsFileMetadata(metadata={}, tensors=tensors)
+    repository = SafetensorsRepoMetadata(
+        metadata=None, sharded=False, weight_map={}, files_metadata={"model.safetensors": file}
+    )
+    monkeypatch.setattr("huggingface_hub.get_safetensors_metadata", lambda name: repository)
+    assert summary.read_headers("someone/model") == {"fc.weight": ((4, 8), "BF16")}
+
+
+def test_sizes_are_written_for_people() -> None:
+    assert [count(n) for n in (7, 12_345, 20_100_000, 7_060_000_000)] == [
+        "7",
+        "12.3 thousand",
+        "20.1 million",
+        "7.06 billion",
+    ]
+    assert [size(n) for n in (512, 66_300, 40_200_000, 14_100_000_000)] == [
+        "512 bytes",
+        "66.3 kB",
+        "40.2 MB",
+        "14.1 GB",
+    ]
