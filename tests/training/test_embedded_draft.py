@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 import talking
 import tiny
@@ -133,8 +134,13 @@ def test_the_recipe_makes_a_draft_that_loads_and_asks_nothing_twice(
     assert {path.name: path.read_bytes() for path in work.glob("*.jsonl")} == answers
 
     result = json.loads((work / "result.json").read_text())
-    assert result["heldout_questions"] == 3
-    assert result["heldout_acceptance_length"] >= 1
+    assert sum(row["questions"] for row in result.values()) == 3
+    assert set(result) <= {*scenes.TASKS, "photo"}
+    assert all(row["acceptance_length"] >= 1 for row in result.values() if row["passes"])
+    assert "research use only" in (out / "LICENSE").read_text()
+    assert "| photo | 1 |" in (out / "README.md").read_text()
+    with safe_open(out / "model.safetensors", "pt") as file:
+        assert file.get_tensor("fc.weight").dtype == torch.bfloat16
     engine = vispec.load(target, out)
     assert isinstance(engine.draft, EagleDraft)
     assert engine.tree in recipe.TREES

@@ -105,8 +105,9 @@ def grid_code(side: int, width: int) -> Tensor:
 
     Neighbouring patches are alike in it, so that attention can find them from the first step.
     """
-    frequencies = 2.0 ** -torch.linspace(0, 5, width // 4)
-    angles = torch.arange(side)[:, None] * frequencies * 1.5
+    # On the CPU by name: a model built under another default device still gets real numbers.
+    frequencies = 2.0 ** -torch.linspace(0, 5, width // 4, device="cpu")
+    angles = torch.arange(side, device="cpu")[:, None] * frequencies * 1.5
     one = torch.cat([angles.sin(), angles.cos()], dim=1)
     rows, columns = one[:, None].expand(side, side, -1), one[None].expand(side, side, -1)
     return 0.5 * torch.cat([rows, columns], dim=2).flatten(0, 1)

@@ -11,7 +11,7 @@ Four phases, each cheap where it can be (their shares of the time in ``PHASES``)
    trained at full depth.
 
     OMP_WAIT_POLICY=PASSIVE python -m vispec.training.recipes.embedded_target \\
-        --data ../shared/data --work /tmp/target --out /tmp/target/model --minutes 80
+        --data DIR --work /tmp/target --out /tmp/target/model --minutes 80
 
 Kill it whenever you like: the same command goes on from the last checkpoint. The image cache,
 checkpoints and logs (``<work>/<phase>/log.jsonl``) are kept in the work folder; ``--out`` receives
@@ -48,6 +48,7 @@ from vispec.training.pretrain import (
     grow,
     patch_loss,
 )
+from vispec.training.recipes.card import write_licence
 from vispec.training.tokenizer import build_processor, train_tokenizer
 from vispec.training.trainer import Settings, Trainer
 
@@ -352,6 +353,7 @@ def write(model: nn.Module, processor: LlavaProcessor, out: Path) -> None:
     twin.save_pretrained(fresh, max_shard_size="15MB")
     prefer_float32(fresh / "config.json")
     processor.save_pretrained(fresh)
+    write_licence(fresh)
     for file in fresh.iterdir():
         file.chmod(0o644)
         os.replace(file, out / file.name)

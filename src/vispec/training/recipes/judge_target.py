@@ -27,6 +27,7 @@ from transformers import (
 from vispec.training import photos, scenes
 from vispec.training.conversations import Encoder
 from vispec.training.image_cache import ImageCache
+from vispec.training.recipes.card import training_of
 from vispec.training.recipes.embedded_target import PHASES, heldout_losses, scene_seeds
 
 CARD = """# The embedded target
@@ -63,10 +64,10 @@ Greedy answers on held-out scenes and photographs ({count} a task):
 
 ## Limits
 
-It was trained for less than an hour on two shared CPU cores, and sees very little: it names
-backgrounds, but is mostly wrong about shapes, reads next to nothing (see the accuracy above) and
-gives photographs plausible captions that rarely fit. It knows nothing else and answers in English
-only. Its purpose is to exercise software; do not rely on what it says.
+It is tiny and was trained briefly on two CPU cores; the numbers above and the samples below say how
+much it sees. It knows coloured shapes, rendered words and everyday photographs, answers in English
+only, and is confidently wrong about the rest. Its purpose is to exercise software; do not rely on
+what it says.
 
 ## Samples
 
@@ -196,14 +197,6 @@ def write_card(
     note: str = "",
 ) -> str:
     """The text of the model card."""
-    training: list[str] = []
-    for phase in PHASES:
-        path = work / phase / "log.jsonl"
-        if not path.exists():
-            continue
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        last = lines[-1]
-        training.append(f"* {phase}: {last['step']} steps in {last['elapsed_s'] / 60:.0f} minutes")
     shown = []
     for task in (*scenes.TASKS, "photo"):
         for sample in [s for s in samples if s["task"] == task][:5]:
@@ -218,7 +211,7 @@ def write_card(
         layers=text.num_hidden_layers,
         width=text.hidden_size,
         visual=model.config.image_seq_length,
-        training="\n".join(training),
+        training=training_of(work, PHASES),
         note=f"\n\n{note}" if note else "",
         losses="\n".join(
             f"* {name.removeprefix('heldout_')}: {value:.3f}" for name, value in losses.items()
