@@ -52,7 +52,7 @@ from vispec.training.recipes.card import write_licence
 from vispec.training.tokenizer import build_processor, train_tokenizer
 from vispec.training.trainer import Settings, Trainer
 
-PHASES = {"tower": 0.24, "text": 0.06, "joined": 0.50, "grown": 0.20}
+PHASES = {"tower": 0.22, "text": 0.06, "joined": 0.62, "grown": 0.10}
 """Share of the time that each phase gets."""
 RATES = {"tower": 1.5e-3, "text": 2e-3, "joined": 1.8e-3, "grown": 8e-4}
 """Peak learning rate of each phase."""
