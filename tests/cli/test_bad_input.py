@@ -283,7 +283,13 @@ def test_control_c_leaves_with_130_and_no_trace(
 def test_a_real_control_c_and_a_reader_that_leaves(pair: Pair) -> None:
     words = [sys.executable, "-m", "vispec", "generate", "--target", str(pair.target)]
     words += ["--draft", str(pair.draft), "-n", "220", "--temperature", "1.5", QUESTION]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell's background jobs ignore control-C, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     process.stdout.read(1)
     process.send_signal(signal.SIGINT)
