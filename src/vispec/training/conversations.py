@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from vispec.training.augment import augment
 from vispec.training.image_cache import PATCH_CLASSES, ImageCache
 from vispec.training.scene_words import Turn
 
@@ -23,18 +24,47 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Right-padded conversations; causal attention needs no mask for padding on the right.
+class Row:
+    """One image (or none) with what is said about it.
 
     Attributes:
-        ids: ``[b, t]`` int64.
-        labels: ``[b, t]`` int64, already shifted: ``labels[:, i]`` follows ``ids[:, i]``.
+        ids: token ids.
+        labels: one a token, already shifted: ``labels[i]`` follows ``ids[i]``.
+        segments: 0 for what everything after it sees; equal positive numbers see each other.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    segments: list[int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows; causal attention needs no mask for padding on the right.
+
+    Attributes:
+        ids, labels, segments: ``[b, t]`` int64, see ``Row``.
         images: ``[b, size, size, 3]`` uint8, or None for text alone.
     """
 
     ids: Tensor
     labels: Tensor
+    segments: Tensor
     images: Tensor | None
+
+    def positions(self) -> Tensor:
+        """``[b, t]``: every segment begins where the shared part ends."""
+        place = torch.arange(self.ids.shape[1]).expand_as(self.ids)
+        begins = self.segments.diff(dim=1, prepend=self.segments[:, :1]) != 0
+        first = torch.where(begins, place, 0).cummax(1).values
+        shared = (self.segments > 0).int().argmax(1, keepdim=True)
+        return torch.where(self.segments > 0, shared + place - first, place)
+
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """``[b, 1, t, t]``, 0 where a position may look and the least number elsewhere."""
+        one, other = self.segments[:, :, None], self.segments[:, None, :]
+        seen = ((other == 0) | (one == other)).tril()
+        return torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)[:, None]
 
 
 @dataclass(frozen=True)
@@ -69,9 +99,9 @@ class Encoder:
     def turns(self, dialogues: Sequence[Sequence[Turn]]) -> list[list[EncodedTurn]]:
         """Encode all turns of many dialogues at once."""
         flat = [turn for turns in dialogues for turn in turns]
-        texts = [f"\n{t.question} ASSISTANT:" for t in flat]
-        texts += [f"USER: {t.question} ASSISTANT:" for t in flat]
-        texts += [f" {t.answer}" for t in flat]
+        texts = [f"\n{t.question} ASSISTANT:\n" for t in flat]
+        texts += [f"USER: {t.question} ASSISTANT:\n" for t in flat]
+        texts += [t.answer for t in flat]
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         n = len(flat)
         encoded = iter(
@@ -82,47 +112,79 @@ class Encoder:
         )
         return [[next(encoded) for _ in turns] for turns in dialogues]
 
-    def conversation(
-        self, turns: Sequence[EncodedTurn], with_image: bool, longest: int
-    ) -> tuple[list[int], list[int]]:
-        """(ids, labels) of one conversation; turns are added while the text stays in bounds.
+    def conversation(self, turns: Sequence[EncodedTurn], with_image: bool, longest: int) -> Row:
+        """One conversation of several turns, each added while the text stays in bounds.
 
         Only answers and their ends carry loss. At least one turn is kept.
         """
         ids = list(self.opening) if with_image else [self.bos]
         start = len(ids)
-        answered = [False] * len(ids)
+        labels = [IGNORED] * start
         for i, turn in enumerate(turns):
             question = turn.first if with_image and i == 0 else turn.later
             if i and len(ids) - start + len(question) + len(turn.answer) > longest:
                 continue
             ids += [*question, *turn.answer]
-            answered += [False] * len(question) + [True] * len(turn.answer)
-        labels = [token if yes else IGNORED for token, yes in zip(ids, answered, strict=True)]
-        return ids, [*labels[1:], IGNORED]
+            labels += _answered(question, turn.answer)
+        return Row(ids, [*labels[1:], IGNORED], [0] * start + [1] * (len(ids) - start))
+
+    def questions(self, turns: Sequence[EncodedTurn], longest: int) -> Row:
+        """One image with several questions that do not see each other, each asked as the first.
+
+        What a conversation could copy from its earlier answers must be looked up in the image here,
+        at the price of one image for many answers.
+        """
+        ids, segments = list(self.opening), [0] * len(self.opening)
+        labels = [IGNORED] * len(ids)
+        start = len(ids)
+        for turn in turns:
+            length = len(turn.first) + len(turn.answer)
+            if len(ids) > start and len(ids) - start + length > longest:
+                continue
+            labels += _answered(turn.first, turn.answer)
+            ids += [*turn.first, *turn.answer]
+            segments += [segments[-1] + 1] * length
+        return Row(ids, [*labels[1:], IGNORED], segments)
 
     def collate(
-        self, rows: Sequence[tuple[list[int], list[int]]], images: np.ndarray | None = None
+        self, rows: Sequence[Row], images: np.ndarray | None = None, least: int = 0
     ) -> Batch:
-        """Pad conversations of (ids, labels) on the right to a multiple of eight."""
-        width = -(-max(len(ids) for ids, _ in rows) // 8) * 8
-        ids = torch.full((len(rows), width), self.pad)
-        labels = torch.full((len(rows), width), IGNORED)
-        for i, (row, target) in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-            labels[i, : len(row)] = torch.tensor(target)
-        return Batch(ids, labels, None if images is None else torch.from_numpy(images))
+        """Pad rows on the right to at least ``least`` positions.
+
+        One width for all batches is one shape to compile for; wider ones are multiples of 64.
+        """
+        longest = max(len(row.ids) for row in rows)
+        width = least if longest <= least else -(-longest // 64) * 64
+
+        def padded(lists: Sequence[list[int]], value: int) -> Tensor:
+            return torch.tensor([[*found, *[value] * (width - len(found))] for found in lists])
+
+        return Batch(
+            padded([row.ids for row in rows], self.pad),
+            padded([row.labels for row in rows], IGNORED),
+            padded([row.segments for row in rows], 0),
+            None if images is None else torch.from_numpy(images),
+        )
+
+
+def _answered(question: list[int], answer: list[int]) -> list[int]:
+    return [IGNORED] * len(question) + answer
 
 
 class ImageBatches:
-    """Conversations about cached images; ``batches(step)`` is a ``Batch``.
+    """Questions about cached images; ``batches(step)`` is a ``Batch``.
 
-    With ``name_glyphs`` the positions of visual tokens are labelled too: a patch that shows a
-    character predicts that character's token. It ties what the tower sees to the words of the
-    decoder with dozens of labels an image, where reading answers alone are slow to do so.
+    The positions of visual tokens are labelled too: a patch that shows a character or a form
+    predicts its token. It ties what the tower sees to the words of the decoder with dozens of
+    labels an image, where reading answers alone are slow to do so.
 
-    Images are visited in shuffled epochs. Conversations of ``window`` steps are sorted by length
-    before they are cut into batches, so that little padding is computed.
+    Images are visited in shuffled epochs. Photographs are cropped, mirrored and tinted at random;
+    scenes are not, because their answers name places and colours.
+
+    Args:
+        rows: rows of ``cache``; one that stands here twice is shown twice an epoch.
+        longest: text positions beside an image, at most (but for one long turn).
+        talk_share: share of images with one conversation instead of separate questions.
     """
 
     def __init__(
@@ -133,47 +195,51 @@ class ImageBatches:
         batch: int,
         longest: int,
         seed: int,
-        window: int = 8,
-        name_glyphs: bool = True,
+        talk_share: float = 0.15,
     ) -> None:
-        self.name_glyphs = name_glyphs
-        self.characters = torch.tensor(
-            [encoder.encode(c)[0] if len(c) == 1 else IGNORED for c in PATCH_CLASSES]
-        )
+        self.talk_share = talk_share
         self.encoder, self.cache, self.rows = encoder, cache, list(rows)
-        self.batch, self.longest, self.seed, self.window = batch, longest, seed, window
-        self.encoded = dict(
-            zip(self.rows, encoder.turns([cache.turns[r] for r in self.rows]), strict=True)
-        )
-        self._plan = lru_cache(maxsize=2)(self._plan_window)
+        self.batch, self.longest, self.seed = batch, longest, seed
+        self.width = -(-(len(encoder.opening) + longest) // 32) * 32
+        self.names = torch.tensor([_patch_token(encoder, name) for name in PATCH_CLASSES])
+        kept = sorted(set(self.rows))
+        self.encoded = dict(zip(kept, encoder.turns([cache.turns[r] for r in kept]), strict=True))
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
 
     def __call__(self, step: int) -> Batch:
-        rows = self._plan(step // self.window)[step % self.window]
-        images = np.stack([self.cache.pixels[row] for row, _ in rows])
-        batch = self.encoder.collate([conversation for _, conversation in rows], images)
-        if self.name_glyphs:
-            glyphs = np.stack([self.cache.glyphs[row] for row, _ in rows])
-            visual = slice(len(self.encoder.opening) - glyphs.shape[1], len(self.encoder.opening))
-            batch.labels[:, visual] = self.characters[torch.from_numpy(glyphs).long()]
+        rng = np.random.default_rng((self.seed, 7, step))
+        rows = []
+        for position in range(step * self.batch, (step + 1) * self.batch):
+            epoch, place = divmod(position, len(self.rows))
+            rows.append(int(self._epoch(epoch)[place]))
+        shown = []
+        for row in rows:
+            turns = self.encoded[row]
+            order = [turns[i] for i in rng.permutation(len(turns))]
+            talk = rng.random() < self.talk_share
+            shown.append(
+                self.encoder.conversation(order, True, self.longest)
+                if talk
+                else self.encoder.questions(order, self.longest)
+            )
+        batch = self.encoder.collate(shown, self.cache.pixels[rows], self.width)
+        glyphs = torch.from_numpy(self.cache.glyphs[rows]).long()
+        visual = slice(len(self.encoder.opening) - glyphs.shape[1], len(self.encoder.opening))
+        batch.labels[:, visual] = self.names[glyphs]
+        photo = [i for i, row in enumerate(rows) if self.cache.sources[row] != "scene"]
+        if photo:
+            assert batch.images is not None
+            batch.images[photo] = augment(batch.images[photo], rng)
         return batch
 
     def _shuffle(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, epoch)).permutation(self.rows)
 
-    def _plan_window(self, index: int) -> list[list[tuple[int, tuple[list[int], list[int]]]]]:
-        rng = np.random.default_rng((self.seed, 7, index))
-        size = self.window * self.batch
-        drawn = []
-        for position in range(index * size, (index + 1) * size):
-            epoch, place = divmod(position, len(self.rows))
-            row = int(self._epoch(epoch)[place])
-            turns = self.encoded[row]
-            order = [turns[i] for i in rng.permutation(len(turns))]
-            drawn.append((row, self.encoder.conversation(order, True, self.longest)))
-        drawn.sort(key=lambda item: len(item[1][0]))
-        cuts = [drawn[i : i + self.batch] for i in range(0, size, self.batch)]
-        return [cuts[i] for i in rng.permutation(self.window)]
+
+def _patch_token(encoder: Encoder, name: str) -> int:
+    """The token that a patch showing ``name`` should say, if it is a single one."""
+    ids = encoder.encode(name if len(name) < 2 else f" {name}")
+    return ids[0] if len(ids) == 1 else IGNORED
 
 
 class TextBatches:
@@ -205,11 +271,10 @@ class TextBatches:
         for _ in range(self.batch):
             if rng.random() < self.plain_share:
                 start = int(rng.integers(len(self.passages) - self.length))
-                ids = self.passages[start : start + self.length].tolist()
+                ids = [self.encoder.bos, *self.passages[start : start + self.length - 1].tolist()]
             else:
                 turns = self.encoded[int(rng.integers(len(self.encoded)))]
                 order = [turns[i] for i in rng.permutation(len(turns))]
-                ids, _ = self.encoder.conversation(order, False, self.length)
-                ids = ids[: self.length]
-            rows.append((ids, [*ids[1:], IGNORED]))
-        return self.encoder.collate(rows)
+                ids = self.encoder.conversation(order, False, self.length).ids[: self.length]
+            rows.append(Row(ids, [*ids[1:], IGNORED], [0] * len(ids)))
+        return self.encoder.collate(rows, least=self.length)

@@ -3,8 +3,9 @@
 Rendering a scene or decoding a photograph costs milliseconds, reading it back costs none, so that
 the training loop never waits for Pillow. The cache lives in a work folder outside the project.
 
-Files: ``pixels.u8`` ``[n, size, size, 3]`` uint8, ``glyphs.u8`` and ``hues.u8`` ``[n, patches]``
-uint8 (what each patch shows, see ``PATCH_CLASSES``), ``dialogues.jsonl`` (source and turns).
+Files: ``pixels.u8`` ``[n, size, size, 3]`` uint8, ``glyphs.u8``, ``hues.u8`` and ``ranks.u8``
+``[n, patches]`` uint8 (what each patch shows, see ``PATCH_CLASSES``), ``dialogues.jsonl`` (source
+and turns).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +27,9 @@ PATCH = 16
 PATCH_CLASSES = ("", *string.digits, *string.ascii_letters, *scenes.FORMS)
 """What a patch can show: nothing, a character, a form."""
 HUE_CLASSES = ("", *scenes.COLOURS)
+LONGEST_LINE = 16
+RANK_CLASSES = ("", *(str(place) for place in range(LONGEST_LINE)), *scenes.RADII)
+"""A character's place in its line (the last one stands for all beyond), or a form's size."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +38,15 @@ class ImageCache:
 
     Attributes:
         pixels: ``[n, size, size, 3]`` uint8.
-        glyphs, hues: ``[n, patches]`` uint8, indices into ``PATCH_CLASSES`` and ``HUE_CLASSES``.
+        glyphs, hues, ranks: ``[n, patches]`` uint8, indices into ``PATCH_CLASSES``,
+            ``HUE_CLASSES`` and ``RANK_CLASSES``.
         turns, sources: one entry an image.
     """
 
     pixels: np.ndarray
     glyphs: np.ndarray
     hues: np.ndarray
+    ranks: np.ndarray
     turns: list[tuple[Turn, ...]]
     sources: list[str]
 
@@ -77,10 +84,15 @@ class ImageCache:
                 turns.append(tuple(Turn(**turn) for turn in item["turns"]))
                 sources.append(item["source"])
         count, side, patches = len(sources), scenes.SIZE, (scenes.SIZE // PATCH) ** 2
+
+        def array(name: str, *shape: int) -> np.ndarray:
+            return np.memmap(folder / f"{name}.u8", np.uint8, "r", shape=(count, *shape))
+
         return cls(
-            np.memmap(folder / "pixels.u8", np.uint8, "r", shape=(count, side, side, 3)),
-            np.memmap(folder / "glyphs.u8", np.uint8, "r", shape=(count, patches)),
-            np.memmap(folder / "hues.u8", np.uint8, "r", shape=(count, patches)),
+            array("pixels", side, side, 3),
+            array("glyphs", patches),
+            array("hues", patches),
+            array("ranks", patches),
             turns,
             sources,
         )
@@ -92,43 +104,36 @@ def _write(
     pictures: Sequence[photos.Photo],
     render: Callable[[int], scenes.Dialogue],
 ) -> None:
-    with (
-        (folder / "pixels.u8").open("wb") as pixels,
-        (folder / "glyphs.u8").open("wb") as glyphs,
-        (folder / "hues.u8").open("wb") as hues,
-        (folder / "dialogues.jsonl").open("w", encoding="utf-8") as dialogues,
-    ):
+    with ExitStack() as stack:
+        arrays = [
+            stack.enter_context((folder / f"{name}.u8").open("wb"))
+            for name in ("pixels", "glyphs", "hues", "ranks")
+        ]
+        dialogues = stack.enter_context((folder / "dialogues.jsonl").open("w", encoding="utf-8"))
 
-        def add(
-            image: np.ndarray,
-            glyph: np.ndarray,
-            hue: np.ndarray,
-            turns: tuple[Turn, ...],
-            source: str,
-        ) -> None:
-            pixels.write(image.tobytes())
-            glyphs.write(glyph.tobytes())
-            hues.write(hue.tobytes())
+        def add(parts: Sequence[np.ndarray], turns: tuple[Turn, ...], source: str) -> None:
+            for file, part in zip(arrays, parts, strict=True):
+                file.write(part.tobytes())
             item = {"source": source, "turns": [asdict(turn) for turn in turns]}
             dialogues.write(json.dumps(item) + "\n")
 
         for seed in seeds:
             found = render(seed)
-            add(np.asarray(found.image), *patch_labels(found), found.turns, "scene")
+            add([np.asarray(found.image), *patch_labels(found)], found.turns, "scene")
         blank = np.zeros((scenes.SIZE // PATCH) ** 2, np.uint8)
         for photo in pictures:
-            add(np.asarray(photo.open(scenes.SIZE)), blank, blank, photo.turns, photo.source)
+            pixels = np.asarray(photo.open(scenes.SIZE))
+            add([pixels, blank, blank, blank], photo.turns, photo.source)
 
 
-def patch_labels(found: scenes.Dialogue) -> tuple[np.ndarray, np.ndarray]:
-    """What every patch of a scene shows: (glyphs, hues), each ``[patches]`` uint8, row by row.
+def patch_labels(found: scenes.Dialogue) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What every patch of a scene shows: (glyphs, hues, ranks), each ``[patches]`` uint8, by rows.
 
     A patch shows the mark that covers its centre; a mark narrower than a patch still claims the
     patch it is centred in.
     """
     side = scenes.SIZE // PATCH
-    glyphs = np.zeros((side, side), np.uint8)
-    hues = np.zeros((side, side), np.uint8)
+    glyphs, hues, ranks = (np.zeros((side, side), np.uint8) for _ in range(3))
     centres = (np.arange(side) + 0.5) * PATCH
     for mark in found.marks:
         left, top, right, bottom = mark.box
@@ -142,4 +147,5 @@ def patch_labels(found: scenes.Dialogue) -> tuple[np.ndarray, np.ndarray]:
         cells = np.ix_(down, across)
         glyphs[cells] = PATCH_CLASSES.index(form or mark.label)
         hues[cells] = HUE_CLASSES.index(hue if form else found.facts.ink)
-    return glyphs.ravel(), hues.ravel()
+        ranks[cells] = 1 + (LONGEST_LINE + mark.rank if form else min(mark.rank, LONGEST_LINE - 1))
+    return glyphs.ravel(), hues.ravel(), ranks.ravel()

@@ -137,13 +137,25 @@ OPPOSITE = {
 }
 
 
+BRIEF = ("Answer briefly.", "Answer in one sentence.", "Keep it short.")
+"""Appended to a question that wants its bare answer; other answers say a little more."""
+
+
 def reading_turns(facts: Facts, rng: Random) -> list[Turn]:
     """Questions whose answer is read off the image; empty when nothing is written."""
     if not facts.lines:
         return []
-    say = facts.written
+    say, count = facts.written, NUMBERS[len(facts.lines)]
+    lines = "line" if len(facts.lines) == 1 else "lines"
+    about = (
+        f"The text is {facts.ink}, on {article(facts.background)} background.",
+        f"It is written in {facts.ink} on {article(facts.background)} background.",
+        f"The picture has {count} {lines} of text, in {facts.ink}.",
+        f"The letters are {facts.ink} and stand in {count} {lines}.",
+    )
     turns = [
-        Turn(
+        _turn(
+            rng,
             *rng.choice(
                 (
                     ("What does the text say?", f'The text says "{say}".'),
@@ -153,99 +165,106 @@ def reading_turns(facts: Facts, rng: Random) -> list[Turn]:
                     ("Which text can you see?", f'I can see the text "{say}".'),
                 )
             ),
-            task="read",
+            about,
+            "read",
         )
     ]
-    letters = say.replace(" ", "")
-    turns.append(
-        Turn(
-            *rng.choice(
-                (
-                    ("Spell the text.", f"{' '.join(letters)}."),
-                    ("Spell it out letter by letter.", f"It is spelled {' '.join(letters)}."),
-                    (
-                        "Which characters are written here?",
-                        f"The characters are {' '.join(letters)}.",
-                    ),
-                )
-            ),
-            task="read",
-        )
-    )
     if len(facts.lines) > 1:
         which = rng.randrange(len(facts.lines))
         ordinal = ("first", "second", "third")[which]
         turns.append(
-            Turn(
+            _turn(
+                rng,
                 f"What does the {ordinal} line say?",
                 f'The {ordinal} line says "{facts.lines[which]}".',
+                (f"There are {count} lines in all.", f"All {count} lines are {facts.ink}."),
                 "read",
             )
         )
         turns.append(
-            Turn(
+            _turn(
+                rng,
                 "How many lines of text are there?",
-                f"There are {NUMBERS[len(facts.lines)]} lines of text.",
+                f"There are {count} lines of text.",
+                tuple(
+                    f'The {o} one says "{line}".'
+                    for o, line in (("first", facts.lines[0]), ("last", facts.lines[-1]))
+                ),
                 "vqa",
             )
         )
-    turns.append(Turn("What colour is the text?", f"The text is {facts.ink}.", "vqa"))
+    turns.append(
+        _turn(rng, "What colour is the text?", f"The text is {facts.ink}.", (f'It says "{say}".',))
+    )
     return turns
 
 
 def question_turns(
     facts: Facts, rng: Random, forms: tuple[str, ...], colours: tuple[str, ...]
 ) -> list[Turn]:
-    """Questions about the shapes, each with a full-sentence answer; empty without shapes."""
+    """Questions about the shapes, each with a full-sentence answer; empty without shapes.
+
+    The first sentence of every answer is determined by the question and the scene.
+    """
     if not facts.shapes:
         return []
     shapes = list(facts.shapes)
     turns = [_background(facts, rng), _count(shapes, rng), _existence(shapes, rng, forms, colours)]
     one = rng.choice(shapes)
+    beside = [f"It is {relation(one, s)} the {s.name}." for s in shapes if s != one]
     turns.append(
-        Turn(
+        _turn(
+            rng,
             *rng.choice(
                 (
                     (
                         f"Where is the {one.name}?",
                         f"The {one.name} is in the {one.place} of the picture.",
+                        (f"It is {one.size}.", *beside),
                     ),
-                    (f"How large is the {one.name}?", f"The {one.name} is {one.size}."),
+                    (
+                        f"How large is the {one.name}?",
+                        f"The {one.name} is {one.size}.",
+                        (f"It is in the {one.place} of the picture.", *beside),
+                    ),
                     (
                         f"What is in the {one.place}?",
                         f"In the {one.place} there is {article(one.size)} {one.name}.",
+                        (_in_all(shapes), *beside),
                     ),
                 )
             ),
-            task="vqa",
         )
     )
     one = rng.choice(shapes)
     if sum(s.form == one.form for s in shapes) == 1:
         turns.append(
-            Turn(
+            _turn(
+                rng,
                 rng.choice(
                     (f"What colour is the {one.form}?", f"Which colour does the {one.form} have?")
                 ),
                 f"The {one.form} is {one.colour}.",
-                "vqa",
+                _where(one),
             )
         )
     else:
         turns.append(
-            Turn(
+            _turn(
+                rng,
                 f"What colour is the {one.form} in the {one.place}?",
                 f"The {one.form} in the {one.place} is {one.colour}.",
-                "vqa",
+                (f"It is {one.size}.", _in_all(shapes)),
             )
         )
     one = rng.choice(shapes)
     if sum(s.colour == one.colour for s in shapes) == 1:
         turns.append(
-            Turn(
+            _turn(
+                rng,
                 f"What shape is the {one.colour} object?",
                 f"The {one.colour} object is {article(one.form)}.",
-                "vqa",
+                _where(one),
             )
         )
     if len(shapes) > 1:
@@ -253,85 +272,129 @@ def question_turns(
         truth = relation(a, b)
         asked = truth if rng.random() < 0.5 else OPPOSITE[truth]
         head = "Yes" if asked == truth else "No"
+        both = (
+            f"The {a.name} is in the {a.place}, and the {b.name} is in the {b.place}.",
+            f"One is in the {a.place}, the other is in the {b.place}.",
+        )
         turns.append(
-            Turn(
+            _turn(
+                rng,
                 f"Is the {a.name} {asked} the {b.name}?",
                 f"{head}, the {a.name} is {truth} the {b.name}.",
-                "vqa",
+                both,
             )
         )
         turns.append(
-            Turn(
+            _turn(
+                rng,
                 f"Where is the {b.name} compared with the {a.name}?",
                 f"The {b.name} is {relation(b, a)} the {a.name}.",
-                "vqa",
+                (f"The {b.name} is in the {b.place}, and the {a.name} is in the {a.place}.",),
             )
         )
         by_size = sorted(shapes, key=lambda s: s.radius)
         if by_size[-1].size != by_size[-2].size:
             turns.append(
-                Turn(
+                _turn(
+                    rng,
                     rng.choice(("Which shape is the largest?", "What is the biggest object?")),
                     f"The largest shape is the {by_size[-1].name}.",
-                    "vqa",
+                    (f"It is in the {by_size[-1].place} of the picture.", _in_all(shapes)),
                 )
             )
         if by_size[0].size != by_size[1].size:
             turns.append(
-                Turn(
+                _turn(
+                    rng,
                     "Which shape is the smallest?",
                     f"The smallest shape is the {by_size[0].name}.",
-                    "vqa",
+                    (f"It is in the {by_size[0].place} of the picture.", _in_all(shapes)),
                 )
             )
     return turns
 
 
+def _turn(
+    rng: Random, question: str, answer: str, more: tuple[str, ...], task: str = "vqa"
+) -> Turn:
+    """Three times in four the answer goes on with one of ``more``; else the question is brief."""
+    if more and rng.random() < 0.75:
+        return Turn(question, f"{answer} {rng.choice(more)}", task)
+    return Turn(f"{question} {rng.choice(BRIEF)}", answer, task)
+
+
+def _where(one: Shape) -> tuple[str, ...]:
+    return (
+        f"It is {one.size} and lies in the {one.place} of the picture.",
+        f"It is {article(one.size)} {one.form} in the {one.place}.",
+        f"You can see it in the {one.place}, and it is {one.size}.",
+    )
+
+
+def _in_all(shapes: list[Shape]) -> str:
+    names = listing([article(s.name) for s in _in_rows(shapes)])
+    return f"The picture shows {names}."
+
+
+def _in_rows(shapes: list[Shape]) -> list[Shape]:
+    return sorted(shapes, key=lambda s: (s.row, s.column))
+
+
 def _background(facts: Facts, rng: Random) -> Turn:
-    return Turn(
+    count = len(facts.shapes)
+    verb, noun = ("is", "shape") if count == 1 else ("are", "shapes")
+    return _turn(
+        rng,
         *rng.choice(
             (
                 ("What is the background like?", f"The background is {facts.background}."),
                 ("Describe the background.", f"It is {article(facts.background)} background."),
             )
         ),
-        task="vqa",
+        (f"On it there {verb} {NUMBERS[count]} {noun}.", _in_all(list(facts.shapes))),
     )
 
 
 def _count(shapes: list[Shape], rng: Random) -> Turn:
     if rng.random() < 0.5:
-        return _counted(len(shapes), "shape", rng)
+        return _counted(shapes, shapes, "shape", rng)
     one = rng.choice(shapes)
     if rng.random() < 0.5:
-        return _counted(sum(s.form == one.form for s in shapes), one.form, rng)
-    return _counted(sum(s.colour == one.colour for s in shapes), f"{one.colour} shape", rng)
+        return _counted([s for s in shapes if s.form == one.form], shapes, one.form, rng)
+    same = [s for s in shapes if s.colour == one.colour]
+    return _counted(same, shapes, f"{one.colour} shape", rng)
 
 
-def _counted(count: int, noun: str, rng: Random) -> Turn:
+def _counted(meant: list[Shape], shapes: list[Shape], noun: str, rng: Random) -> Turn:
     plural = noun + ("es" if noun.endswith("s") else "s")
-    verb, noun_form = ("is", noun) if count == 1 else ("are", plural)
-    return Turn(
-        *rng.choice(
-            (
-                (f"How many {plural} are there?", f"There {verb} {NUMBERS[count]} {noun_form}."),
-                (f"Count the {plural}.", f"I can count {NUMBERS[count]} {noun_form}."),
-            )
-        ),
-        task="vqa",
+    verb, noun_form = ("is", noun) if len(meant) == 1 else ("are", plural)
+    number = NUMBERS[len(meant)]
+    each = listing([f"{article(s.name)} in the {s.place}" for s in _in_rows(meant)])
+    question, answer = rng.choice(
+        (
+            (f"How many {plural} are there?", f"There {verb} {number} {noun_form}."),
+            (f"Count the {plural}.", f"I can count {number} {noun_form}."),
+        )
     )
+    return _turn(rng, question, answer, (f"I can see {each}.",) if len(meant) < 4 else ())
 
 
 def _existence(
     shapes: list[Shape], rng: Random, forms: tuple[str, ...], colours: tuple[str, ...]
 ) -> Turn:
     if rng.random() < 0.5:
-        name = rng.choice(shapes).name
-        return Turn(f"Is there {article(name)}?", f"Yes, there is {article(name)}.", "vqa")
+        one = rng.choice(shapes)
+        name = article(one.name)
+        return _turn(rng, f"Is there {name}?", f"Yes, there is {name}.", _where(one))
     present = {s.name for s in shapes}
     absent = [f"{c} {f}" for c in colours for f in forms if f"{c} {f}" not in present]
     name = rng.choice(absent)
-    return Turn(f"Is there {article(name)}?", f"No, there is no {name} in the picture.", "vqa")
+    return _turn(
+        rng,
+        f"Is there {article(name)}?",
+        f"No, there is no {name} in the picture.",
+        (_in_all(shapes),),
+    )
 
 
 def caption_turn(facts: Facts, rng: Random) -> Turn:
@@ -345,7 +408,7 @@ def caption_turn(facts: Facts, rng: Random) -> Turn:
         )
     )
     parts = []
-    shapes = sorted(facts.shapes, key=lambda s: (s.row, s.column))
+    shapes = _in_rows(list(facts.shapes))
     if shapes:
         noun = "shape" if len(shapes) == 1 else "shapes"
         parts.append(
@@ -364,6 +427,8 @@ def caption_turn(facts: Facts, rng: Random) -> Turn:
                     f"In the {s.place} there is {article(s.size)} {s.name}.",
                     f"There is {article(s.size)} {s.name} in the {s.place}.",
                     f"{article(s.size).capitalize()} {s.name} is placed in the {s.place}.",
+                    f"The {s.place} holds {article(s.size)} {s.name}.",
+                    f"I see {article(s.name)} of {s.size} size in the {s.place}.",
                 )
             )
         )

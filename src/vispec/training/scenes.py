@@ -97,10 +97,12 @@ class Mark:
     Attributes:
         box: (left, top, right, bottom), pixels.
         label: a single character, or a shape's name such as ``"red circle"``.
+        rank: a character's place in its line, from 0; a shape's size, from 0 for small.
     """
 
     box: tuple[float, float, float, float]
     label: str
+    rank: int
 
 
 @dataclass(frozen=True)
@@ -279,7 +281,7 @@ def _draw(pen: ImageDraw.ImageDraw, shape: Shape, x: int, y: int) -> Mark:
         pen.rectangle(box, fill=fill)
     else:
         pen.polygon([(x + r * u, y + r * v) for u, v in _corners(shape.form)], fill=fill)
-    return Mark(box, shape.name)
+    return Mark(box, shape.name, tuple(RADII).index(shape.size))
 
 
 @lru_cache(maxsize=8)
@@ -328,7 +330,8 @@ def _glyphs(font: ImageFont.FreeTypeFont, line: str, x: float, y: float) -> list
         if character != " ":
             start = x + font.getlength(line[: i + 1]) - font.getlength(character)
             left, top, right, bottom = font.getbbox(character)
-            marks.append(Mark((start + left, y + top, start + right, y + bottom), character))
+            box = (start + left, y + top, start + right, y + bottom)
+            marks.append(Mark(box, character, i))
     return marks
 
 

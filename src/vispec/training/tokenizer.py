@@ -3,7 +3,8 @@
 The conversation format, with ``</s>`` after every answer::
 
     <s>USER: <image>
-    What is this? ASSISTANT: A dog.</s>USER: What colour is it? ASSISTANT:
+    What is this? ASSISTANT:
+    A dog.</s>USER: What colour is it? ASSISTANT:
 """
 
 from __future__ import annotations
@@ -17,28 +18,34 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 BOS, EOS, PAD, IMAGE = "<s>", "</s>", "<pad>", "<image>"
 SPECIAL = (BOS, EOS, PAD, IMAGE)
 
+_REST = r'[^"\n]*'
+QUOTED = rf'[^"\n](?=[^"\n]{{0,47}}"(?:{_REST}"{_REST}")*{_REST}(?:\n|$))'
+"""A character with an odd number of double quotes between it and the end of its line."""
+
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}{{ 'ASSISTANT:' }}"
+    "{% if message['role'] == 'assistant' %}{{ 'ASSISTANT:\n' }}"
     "{% elif message['role'] == 'user' %}{{ 'USER:' }}{% endif %}"
-    "{% if message['content'] is string %}{{ ' ' + message['content'] }}"
+    "{% set gap = '' if message['role'] == 'assistant' else ' ' %}"
+    "{% if message['content'] is string %}{{ gap + message['content'] }}"
     "{% else %}"
     "{% for item in message['content'] if item['type'] == 'image' %}{{ ' <image>\n' }}{% endfor %}"
     "{% set images = message['content'] | selectattr('type', 'equalto', 'image') | list %}"
     "{% for item in message['content'] if item['type'] == 'text' %}"
-    "{{ item['text'] if images and loop.first else ' ' + item['text'] }}{% endfor %}"
+    "{{ item['text'] if images and loop.first else gap + item['text'] }}{% endfor %}"
     "{% endif %}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ ' ' }}{% endif %}"
     "{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:\n' }}{% endif %}"
 )
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = 4096) -> PreTrainedTokenizerFast:
     """Train the byte-level BPE tokenizer; any UTF-8 text round-trips through it.
 
-    Digits are always single tokens, so that a number costs and shows one token a digit.
+    Digits are always single tokens, and so is every character between two double quotes of a line
+    (up to 48 of them): what is read off a picture is spelled, one step a character.
 
     Args:
         texts: training text, consumed once.
@@ -47,7 +54,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 4096) -> PreTrainedT
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r"\d"), behavior="isolated"),
+            pre_tokenizers.Split(Regex(rf"\d|{QUOTED}"), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
         ]
     )

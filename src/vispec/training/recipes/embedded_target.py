@@ -2,11 +2,11 @@
 
 Four phases, each cheap where it can be (their shares of the time in ``PHASES``):
 
-1. *tower*: half of the vision tower alone names what every patch of a crowded page shows, and
-   the words of a photograph's captions;
-2. *text*: a decoder of an eighth of the depth learns the language of questions and answers;
+1. *tower*: the vision tower alone names what every patch of a crowded page shows, and the words
+   of a photograph's captions;
+2. *text*: a decoder of a quarter of the depth learns the language of questions and answers;
 3. *joined*: this tower, a projector and that decoder together, loss on the answers and on the
-   characters that patches show;
+   characters and forms that patches show;
 4. *grown*: new layers that compute nothing are put behind each trained one, and everything is
    trained at full depth.
 
@@ -36,6 +36,7 @@ from torch import nn
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaProcessor
 
 from vispec.training import photos, scenes
+from vispec.training.augment import augment
 from vispec.training.conversations import Encoder, ImageBatches, TextBatches
 from vispec.training.image_cache import ImageCache
 from vispec.training.pretrain import (
@@ -45,6 +46,7 @@ from vispec.training.pretrain import (
     answer_loss,
     build_target,
     calibrate_projector,
+    compile_layers,
     grow,
     patch_loss,
 )
@@ -52,12 +54,16 @@ from vispec.training.recipes.card import write_licence
 from vispec.training.tokenizer import build_processor, train_tokenizer
 from vispec.training.trainer import Settings, Trainer
 
-PHASES = {"tower": 0.22, "text": 0.06, "joined": 0.62, "grown": 0.10}
+PHASES = {"tower": 0.2, "text": 0.04, "joined": 0.46, "grown": 0.3}
 """Share of the time that each phase gets."""
-RATES = {"tower": 1.5e-3, "text": 2e-3, "joined": 1.8e-3, "grown": 8e-4}
+RATES = {"tower": 1.5e-3, "text": 2e-3, "joined": 1.5e-3, "grown": 4e-4}
 """Peak learning rate of each phase."""
 WORDS = 600
 """Caption words that the tower learns to recognise."""
+LONGEST = 160
+"""Text positions of a conversation beside its image."""
+PHOTO_TURNS = 3
+"""How often an epoch shows a photograph, for each time that it shows a scene."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class Plan:
     seed: int
     shape: TargetShape
     growth: int
-    tower_growth: int
+    compiled: bool = False
     phase_steps: int | None = None
 
     def settings(self, phase: str) -> Settings:
@@ -165,11 +171,15 @@ def train(plan: Plan, corpus: Corpus) -> LlavaForConditionalGeneration:
         "image": tokenizer.convert_tokens_to_ids("<image>"),
     }
     shallow = plan.shape.layers // plan.growth
-    half = plan.shape.tower_layers // plan.tower_growth
-    model = build_target(plan.shape, tokens, shallow, half)
+    model = build_target(plan.shape, tokens, shallow)
     if not (plan.out / "config.json").exists():
-        write(grow(model, plan.growth, plan.tower_growth), corpus.processor, plan.out)
+        write(grow(model, plan.growth), corpus.processor, plan.out)
 
+    def publish(m: LlavaForConditionalGeneration) -> None:
+        write(m, corpus.processor, plan.out)
+
+    if plan.compiled:
+        compile_layers(model)
     tower = TowerPretraining(model.model.vision_tower, plan.shape.width, WORDS)
     Trainer(
         tower,
@@ -180,11 +190,10 @@ def train(plan: Plan, corpus: Corpus) -> LlavaForConditionalGeneration:
         hidden=in_layers,
     ).run()
 
-    # Photographs twice: about a third of the images seen.
     everything = [
         row
         for row, source in enumerate(corpus.train.sources)
-        for _ in range(1 if source == "scene" else 2)
+        for _ in range(1 if source == "scene" else PHOTO_TURNS)
     ]
     text = TextBatches(
         corpus.encoder,
@@ -204,31 +213,32 @@ def train(plan: Plan, corpus: Corpus) -> LlavaForConditionalGeneration:
     torch.manual_seed(plan.seed)
     shown = np.random.default_rng(plan.seed).choice(everything, min(64, len(everything)))
     calibrate_projector(model, torch.from_numpy(corpus.train.pixels[np.sort(shown)]))
-    batches = ImageBatches(corpus.encoder, corpus.train, everything, plan.batch, 112, plan.seed)
+
+    def batches(seed: int) -> ImageBatches:
+        return ImageBatches(corpus.encoder, corpus.train, everything, plan.batch, LONGEST, seed)
+
+    joined = batches(plan.seed)
 
     def judge(m: nn.Module) -> dict[str, float]:
-        return heldout_losses(m, corpus.encoder, corpus.heldout)
-
-    def publish(m: LlavaForConditionalGeneration) -> None:
-        write(m, corpus.processor, plan.out)
+        return heldout_losses(m, corpus.encoder, corpus.heldout, least=joined.width)
 
     Trainer(
         model,
-        batches,
+        joined,
         answer_loss,
         plan.settings("joined"),
         judge,
-        on_checkpoint=lambda m, _: publish(grow(m, plan.growth, plan.tower_growth)),
+        on_checkpoint=lambda m, _: publish(grow(m, plan.growth)),
         hidden=in_layers,
     ).run()
 
     torch.manual_seed(plan.seed)
-    grown = grow(model, plan.growth, plan.tower_growth)
-    later = ImageBatches(corpus.encoder, corpus.train, everything, plan.batch, 112, plan.seed + 1)
-
+    grown = grow(model, plan.growth)
+    if plan.compiled:
+        compile_layers(grown)
     Trainer(
         grown,
-        later,
+        batches(plan.seed + 1),
         answer_loss,
         plan.settings("grown"),
         judge,
@@ -245,16 +255,19 @@ def in_layers(name: str, parameter: nn.Parameter) -> bool:
 
 
 def tower_batches(plan: Plan, corpus: Corpus) -> Callable[[int], PatchBatch]:
-    """Batches of images with what their patches show: pages, and one photograph in five."""
+    """Batches of images with what their patches show: pages, and three photographs in eight."""
     place = {word: i for i, word in enumerate(caption_words(corpus.train))}
     photo_rows = [i for i, source in enumerate(corpus.train.sources) if source == "flickr8k"]
 
     def batch(step: int) -> PatchBatch:
         rng = np.random.default_rng((plan.seed, 3, step))
-        count = plan.batch // 5 if photo_rows else 0
+        count = plan.batch * 3 // 8 if photo_rows else 0
         picked = [(corpus.train, int(row)) for row in rng.choice(photo_rows or [0], count)]
         pages = rng.choice(len(corpus.pages), plan.batch - count)
-        return patch_batch([*picked, *((corpus.pages, int(row)) for row in pages)], place)
+        batch = patch_batch([*picked, *((corpus.pages, int(row)) for row in pages)], place)
+        if count:
+            batch.images[:count] = augment(batch.images[:count], rng)
+        return batch
 
     return batch
 
@@ -271,6 +284,7 @@ def patch_batch(rows: Sequence[tuple[ImageCache, int]], place: dict[str, int]) -
         torch.from_numpy(np.stack([cache.pixels[row] for cache, row in rows])),
         torch.from_numpy(np.stack([cache.glyphs[row] for cache, row in rows])).long(),
         torch.from_numpy(np.stack([cache.hues[row] for cache, row in rows])).long(),
+        torch.from_numpy(np.stack([cache.ranks[row] for cache, row in rows])).long(),
         words,
     )
 
@@ -292,17 +306,28 @@ def caption_words(cache: ImageCache) -> list[str]:
 def _judge_tower(model: nn.Module, plan: Plan, corpus: Corpus) -> dict[str, float]:
     place = {word: i for i, word in enumerate(caption_words(corpus.train))}
     rng = np.random.default_rng(plan.seed)
-    rows = rng.choice(len(corpus.heldout), min(128, len(corpus.heldout)), replace=False)
-    loss, numbers = patch_loss(
-        model, patch_batch([(corpus.heldout, int(row)) for row in rows], place)
-    )
-    return {"heldout": loss.item(), **{f"heldout_{k}": v for k, v in numbers.items()}}
+    count = min(128, len(corpus.heldout)) // plan.batch * plan.batch
+    rows = rng.choice(len(corpus.heldout), count, replace=False)
+    found = []
+    for start in range(0, count, plan.batch):
+        shown = [(corpus.heldout, int(row)) for row in rows[start : start + plan.batch]]
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, numbers = patch_loss(model, patch_batch(shown, place))
+        found.append({"heldout": loss.item(), **{f"heldout_{k}": v for k, v in numbers.items()}})
+    return {
+        name: sum(numbers.get(name, 0.0) for numbers in found) / len(found) for name in found[0]
+    }
 
 
 def heldout_losses(
-    model: nn.Module, encoder: Encoder, cache: ImageCache, count: int = 48
+    model: nn.Module, encoder: Encoder, cache: ImageCache, count: int = 48, least: int = 0
 ) -> dict[str, float]:
-    """Mean loss of an answer token on held-out images, one number a task."""
+    """Mean loss of an answer token on held-out images, one number a task.
+
+    Args:
+        count: images a task.
+        least: positions that every conversation is padded to.
+    """
     losses = {}
     for task in (*scenes.TASKS, "photo"):
         rows = [i for i, turns in enumerate(cache.turns) if any(t.task == task for t in turns)]
@@ -320,7 +345,7 @@ def heldout_losses(
         for start in range(0, len(rows), 16):
             part = rows[start : start + 16]
             images = np.stack([cache.pixels[row] for row in part])
-            batch = encoder.collate(examples[start : start + 16], images)
+            batch = encoder.collate(examples[start : start + 16], images, least)
             with torch.autocast("cpu", torch.bfloat16):
                 loss, _ = answer_loss(model, batch)
             tokens = int((batch.labels >= 0).sum())
@@ -374,14 +399,20 @@ def _parse(arguments: Sequence[str] | None) -> Plan:
         "--work",
         type=Path,
         required=True,
-        help="folder for the image cache (5 GB), checkpoints and logs",
+        help="folder for the image cache (8 GB), checkpoints and logs",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder that receives the model")
     parser.add_argument("--minutes", type=float, default=80, help="wall-clock time of training")
-    parser.add_argument("--scenes", type=int, default=16000, help="how many scenes to render")
+    parser.add_argument("--scenes", type=int, default=40000, help="how many scenes to render")
     parser.add_argument("--batch", type=int, default=16, help="conversations a step")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2, help="threads that torch may use")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compile the layers (needs a C++ compiler; a step takes half the time or less)",
+    )
     parser.add_argument(
         "--toy",
         type=int,
@@ -404,8 +435,8 @@ def _parse(arguments: Sequence[str] | None) -> Plan:
         given.batch,
         given.seed,
         shape,
-        growth=2 if given.toy else 8,
-        tower_growth=2,
+        growth=2 if given.toy else 4,
+        compiled=given.compile and not given.toy,
         phase_steps=given.toy,
     )
 
