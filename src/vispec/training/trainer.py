@@ -45,6 +45,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vispec.training.muon import Muon
+
 Loss = Callable[[Any, Any], tuple[Tensor, dict[str, float]]]
 
 
@@ -260,7 +262,7 @@ def _optimizers(
     ]
     if claimed:
         optimizers.append(
-            torch.optim.Muon(
+            Muon(
                 claimed,
                 lr=peak * settings.matrix_rate,
                 weight_decay=settings.weight_decay,
