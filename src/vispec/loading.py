@@ -30,6 +30,7 @@ def load(
     tree: TreeShape | None = None,
     sampled: SampledShape | None = None,
     max_batch: int = 8,
+    compile: bool = False,
     **model_options: Any,
 ) -> Engine:
     """Load a target and its draft.
@@ -44,6 +45,7 @@ def load(
         tree: budget of the draft trees; by default what the draft's checkpoint recommends.
         sampled: shape of the trees for stochastic acceptance.
         max_batch: requests decoded at the same time.
+        compile: compile with `torch.compile`: slow to start, then faster.
         model_options: passed to the model's `from_pretrained`.
 
     Raises:
@@ -57,7 +59,7 @@ def load(
     else:
         loaded, advice = load_draft(draft, wrapped)
         tree = tree or advice
-    return Engine(wrapped, loaded, tree=tree, sampled=sampled, max_batch=max_batch)
+    return Engine(wrapped, loaded, tree=tree, sampled=sampled, max_batch=max_batch, compile=compile)
 
 
 def load_target(

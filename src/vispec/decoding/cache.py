@@ -2,6 +2,9 @@
 
 A *slot position* says where a key lies; what a rotary embedding sees is another number, given to
 the model separately.
+
+What a forward pass touches (`step`, `write`, `attention_mask`) is tensors and numbers that rarely
+change, so that a pass can be compiled; the rest is the host's bookkeeping.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 READ_STEP = 64
 """Reads are rounded up to this many positions, so that shapes change rarely."""
+COMPILED_READ_STEP = 256
+"""The same for compiled passes, where a new shape costs much more than a longer read."""
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -58,9 +63,10 @@ class SlotCache(Cache):
         slots: requests that fit at the same time.
         kv_heads: key/value heads.
         head_dim: size of one head.
-        capacity: positions per slot; rounded up to a multiple of `READ_STEP`.
+        capacity: positions per slot; rounded up to a multiple of `read_step`.
         dtype: of keys and values.
         device: where the buffers live.
+        read_step: what reads are rounded up to.
     """
 
     def __init__(
@@ -73,18 +79,24 @@ class SlotCache(Cache):
         capacity: int,
         dtype: torch.dtype,
         device: torch.device,
+        read_step: int = READ_STEP,
     ) -> None:
         super().__init__(layers=[_SlotLayer(self, index) for index in range(layers)])
-        self.capacity = _round_up(capacity)
+        self.read_step = read_step
+        self.capacity = self._round_up(capacity)
         # Zeros, not empty: hidden positions are multiplied by a weight of 0, and 0 * nan is nan.
         self.store = torch.zeros(
             layers, 2, slots, kv_heads, self.capacity, head_dim, dtype=dtype, device=device
         )
+        # A view a layer: a compiled pass writes into a view in place, but copies a whole store.
+        self._keys = [layer[0] for layer in self.store]
+        self._values = [layer[1] for layer in self.store]
         self.length = [0] * slots
         self.starts = [0]
         self.read_length = 0
-        self._first, self._count, self._width = 0, 1, 0
-        self._index: Tensor | None = None
+        self._first = 0
+        self.kept = torch.zeros(1, dtype=torch.long, device=device)
+        self._index = self.kept[:, None]
 
     def window(
         self, first: int, count: int, width: int, *, behind: int = 0, exact: bool = False
@@ -99,32 +111,36 @@ class SlotCache(Cache):
         Raises:
             ValueError: if a slot has no room for `width` more tokens.
         """
-        self._first, self._count, self._width = first, count, width
-        self.starts = [length + behind for length in self.length[first : first + count]]
+        self._first = first
+        kept = self.length[first : first + count]
+        self.starts = [length + behind for length in kept]
         end = max(self.starts) + width
         if end > self.capacity:
             raise ValueError(f"{end} positions do not fit a slot of {self.capacity}")
-        self.read_length = end if exact else min(_round_up(end), self.capacity)
-        self._index = None
-        if count > 1:
-            starts = torch.tensor(self.starts, device=self.store.device)
-            positions = starts[:, None] + torch.arange(width, device=self.store.device)
-            self._index = positions[:, None, :, None]
+        self.read_length = end if exact else min(self._round_up(end), self.capacity)
+        self.kept = torch.tensor(kept, device=self.store.device)
+        self.step(width, behind)
+
+    def step(self, width: int, behind: int) -> None:
+        """Narrow the window to `width` tokens of it, `behind` of them already written.
+
+        For several passes over one window, whose whole width `window` was given.
+        """
+        places = torch.arange(behind, behind + width, device=self.kept.device)
+        self._index = self.kept[:, None] + places
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store `[count, kv_heads, width, head_dim]` at the window, return what it may read."""
-        buffers = self.store[layer, :, self._first : self._first + self._count]
-        if self._index is None:
-            # One request: a plain copy is several times faster than an indexed one.
-            start = self.starts[0]
-            buffers[0, :, :, start : start + self._width].copy_(keys)
-            buffers[1, :, :, start : start + self._width].copy_(values)
-        else:
-            index = self._index.expand(keys.shape)
-            buffers[0].scatter_(2, index, keys)
-            buffers[1].scatter_(2, index, values)
-        read = buffers[..., : self.read_length, :]
-        return read[0], read[1]
+        slots = slice(self._first, self._first + keys.shape[0])
+        found = []
+        for buffer, new in ((self._keys[layer], keys), (self._values[layer], values)):
+            if keys.shape[0] == 1:
+                # Several times faster than a scatter.
+                buffer[self._first].index_copy_(1, self._index[0], new[0])
+            else:
+                buffer[slots].scatter_(2, self._index[:, None, :, None].expand(new.shape), new)
+            found.append(buffer[slots, :, : self.read_length])
+        return found[0], found[1]
 
     def keep(self, slot: int, nodes: Sequence[int]) -> None:
         """Append the written tokens `nodes` (ascending window offsets) to `slot`, drop the rest."""
@@ -156,8 +172,7 @@ class SlotCache(Cache):
         """
         b, n, m = block.shape
         device = block.device
-        kept = self.length[self._first : self._first + self._count]
-        tails = torch.tensor(kept, device=device).view(-1, 1, 1)
+        tails = self.kept.view(-1, 1, 1)
         column = torch.arange(self.read_length, device=device)
         seen = (column < tails).expand(b, n, -1)
         newest = (tails + torch.arange(m, device=device)).expand(b, n, m)
@@ -165,6 +180,5 @@ class SlotCache(Cache):
         mask = torch.zeros(seen.shape, dtype=dtype, device=device)
         return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 
-
-def _round_up(positions: int) -> int:
-    return -(-positions // READ_STEP) * READ_STEP
+    def _round_up(self, positions: int) -> int:
+        return -(-positions // self.read_step) * self.read_step

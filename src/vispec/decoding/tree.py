@@ -34,6 +34,11 @@ class TreeShape:
         if self.size < 2:
             raise ValueError(f"tree size is {self.size}; it must be at least 2 (root and a token)")
 
+    @property
+    def expanded(self) -> int:
+        """Nodes that a draft continues while it grows the tree."""
+        return self.width * (self.depth - 1)
+
     @classmethod
     def chain(cls, length: int) -> TreeShape:
         """A single path of `length` draft tokens."""
@@ -57,6 +62,11 @@ class SampledShape:
     @property
     def depth(self) -> int:
         return len(self.branching)
+
+    @property
+    def expanded(self) -> int:
+        """Nodes that a draft continues while it grows the tree."""
+        return self.level_starts[-2] - 1
 
     @cached_property
     def level_starts(self) -> list[int]:

@@ -26,6 +26,10 @@ class Draft(Protocol):
         """Raise `DraftMismatchError`, listing everything that does not fit `target`."""
         ...
 
+    def compile_passes(self) -> None:
+        """Compile what runs in every cycle, where that pays; see `Target.compile_passes`."""
+        ...
+
     def session(self, target: Target, slots: int, capacity: int) -> DraftSession:
         """State for up to `slots` requests of up to `capacity` target positions each."""
         ...

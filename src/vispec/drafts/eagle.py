@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vispec.adapters.base import Adapter
-from vispec.decoding.cache import SlotCache
+from vispec.decoding.cache import COMPILED_READ_STEP, READ_STEP, SlotCache
 from vispec.decoding.tree import SampledShape, Tree, TreeShape
 from vispec.drafts.base import DraftNoise
-from vispec.drafts.growth import grow_dynamic, grow_sampled
+from vispec.drafts.growth import Expand, grow_dynamic, grow_sampled
 from vispec.errors import DraftMismatchError
 from vispec.targets.base import Prefill, Prompt, Target
 
@@ -159,7 +159,7 @@ class EagleDraft(nn.Module):
     ) -> None:
         super().__init__()
         d = config.hidden_size
-        self.config, self._name = config, name
+        self.config, self._name, self.compiled = config, name, False
         self.fc = nn.Linear(2 * d, d, bias=config.fc_bias)
         self.layers = nn.ModuleList(_Layer(config, i) for i in range(config.num_hidden_layers))
         self.adapter = adapter
@@ -274,6 +274,96 @@ class EagleDraft(nn.Module):
 
     # --- Drafting -----------------------------------------------------------------------------
 
+    def compile_passes(self) -> None:
+        """Compile growing dynamic trees and reading what was accepted."""
+        if not self.compiled:
+            self.compiled = True
+            self.grow = torch.compile(self.grow)  # type: ignore[method-assign]
+            self.follow = torch.compile(self.follow)  # type: ignore[method-assign]
+
+    def grow(
+        self,
+        roots: Tensor,
+        first: Tensor,
+        globals_: Tensor,
+        position: Tensor,
+        shape: TreeShape,
+        embedding: nn.Embedding,
+        head: nn.Linear,
+        cache: SlotCache,
+    ) -> Tree:
+        """Grow a dynamic tree, its keys in the cache's window.
+
+        Args:
+            roots: `[b]` tokens.
+            first: `[b, d]` guessed features at the roots.
+            globals_: `[b, d]` of the last image.
+            position: `[b]` draft positions of the roots.
+            shape: the budget.
+            embedding: of the draft's tokens.
+            head: reads logits from features.
+            cache: the draft's own.
+        """
+        expand = self.expander(first, globals_, position, embedding, head, cache)
+        return grow_dynamic(roots, head(first), expand, shape)
+
+    def expander(
+        self,
+        first: Tensor,
+        globals_: Tensor,
+        position: Tensor,
+        embedding: nn.Embedding,
+        head: nn.Linear,
+        cache: SlotCache,
+    ) -> Expand:
+        """What continues a tree level by level; arguments as in `grow`."""
+        hidden, level = first[:, None], 0
+
+        def expand(token: Tensor, origin: Tensor, seen: Tensor) -> Tensor:
+            nonlocal hidden, level
+            w, m = seen.shape[1:]
+            feature = hidden.gather(1, origin[..., None].expand(-1, -1, hidden.shape[-1]))
+            x = self.combine(embedding(token), feature, globals_[:, None])
+            cache.step(w, m - w)
+            mask = cache.attention_mask(seen, x.dtype)
+            hidden = self(x, (position + level)[:, None].expand(-1, w), mask, cache)
+            level += 1
+            return head(hidden)
+
+        return expand
+
+    def follow(
+        self,
+        tokens: Tensor,
+        features: Tensor,
+        counts: Tensor,
+        globals_: Tensor,
+        position: Tensor,
+        embedding: nn.Embedding,
+        cache: SlotCache,
+    ) -> Tensor:
+        """Read accepted tokens, and guess the feature behind the last of each request.
+
+        Args:
+            tokens: `[b, n]`, padded on the right.
+            features: `[b, n, d]` of the target, at the position before each.
+            counts: `[b]` tokens that are real.
+            globals_: `[b, d]` of the last image.
+            position: `[b]` draft position of each first token.
+            embedding: of the tokens.
+            cache: the draft's own, its window set.
+
+        Returns:
+            `[b, d]`.
+        """
+        b, n = tokens.shape
+        x = self.combine(embedding(tokens), features, globals_[:, None])
+        place = torch.arange(n, device=tokens.device)
+        causal = (place <= place[:, None]).expand(b, -1, -1)
+        mask = cache.attention_mask(causal, x.dtype)
+        hidden = self(x, position[:, None] + place, mask, cache)
+        return hidden[torch.arange(b, device=tokens.device), counts - 1]
+
     def session(self, target: Target, slots: int, capacity: int) -> EagleSession:
         return EagleSession(self, target, slots, capacity)
 
@@ -294,7 +384,9 @@ class EagleSession:
             capacity=capacity,
             dtype=dtype,
             device=device,
+            read_step=COMPILED_READ_STEP if draft.compiled else READ_STEP,
         )
+        self.longest = 1
         self.hidden = torch.zeros(slots, config.hidden_size, dtype=dtype, device=device)
         self.globals = torch.zeros_like(self.hidden)
         self.position = [0] * slots
@@ -314,51 +406,36 @@ class EagleSession:
     def propose(
         self, roots: Tensor, shape: TreeShape | SampledShape, noise: DraftNoise | None
     ) -> Tree:
-        b = len(roots)
-        hidden = self.hidden[:b, None]
-        globals_ = self.globals[:b, None]
-        logits = self.head(hidden[:, 0])
-        position = torch.tensor(self.position[:b], device=roots.device)[:, None]
-        level = 0
-
-        def expand(token: Tensor, origin: Tensor, seen: Tensor) -> Tensor:
-            nonlocal hidden, level
-            w, m = seen.shape[1:]
-            feature = hidden.gather(1, origin[..., None].expand(-1, -1, hidden.shape[-1]))
-            x = self.draft.combine(self.embedding(token), feature, globals_)
-            self.cache.window(0, b, w, behind=m - w)
-            mask = self.cache.attention_mask(seen, x.dtype)
-            hidden = self.draft(x, (position + level).expand(-1, w), mask, self.cache)
-            level += 1
-            return self.head(hidden)
-
+        b, width = len(roots), max(1, shape.expanded)
+        self.cache.window(0, b, width)
+        self.longest = shape.depth + 1
+        position = torch.tensor(self.position[:b], device=roots.device)
+        hidden, globals_ = self.hidden[:b], self.globals[:b]
+        models = self.embedding, self.head, self.cache
         if isinstance(shape, TreeShape):
-            return grow_dynamic(roots, logits, expand, shape)
+            return self.draft.grow(roots, hidden, globals_, position, shape, *models)
         if noise is None:
             raise ValueError("sampled trees need the noise to draw them with")
-        return grow_sampled(roots, logits, expand, shape, noise)
+        expand = self.draft.expander(hidden, globals_, position, *models)
+        return grow_sampled(roots, self.head(hidden), expand, shape, noise)
 
     def advance(
         self, nodes: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], features: Tensor
     ) -> None:
         b, counts = len(nodes), [len(row) for row in nodes]
-        n, device = max(counts), features.device
-        padded_nodes = [[*row, *[0] * (n - len(row))] for row in nodes]
-        padded_tokens = [[*row, *[0] * (n - len(row))] for row in tokens]
-        node = torch.tensor(padded_nodes, device=device)
+        # Compiled, one length serves all; what is behind a request's own is never kept.
+        n, device = self.longest if self.draft.compiled else max(counts), features.device
+        padded = [[[*row, *[0] * (n - len(row))] for row in rows] for rows in (nodes, tokens)]
+        node, token = torch.tensor(padded, device=device)
         feature = features.gather(1, node[..., None].expand(-1, -1, features.shape[-1]))
-        embedding = self.embedding(torch.tensor(padded_tokens, device=device))
-        x = self.draft.combine(embedding, feature, self.globals[:b, None])
-        position = torch.tensor(self.position[:b], device=device)[:, None]
-        position = position + torch.arange(n, device=device)
+        count, position = torch.tensor([counts, self.position[:b]], device=device)
         self.cache.window(0, b, n)
-        causal = torch.ones(n, n, dtype=torch.bool, device=device).tril().expand(b, -1, -1)
-        hidden = self.draft(x, position, self.cache.attention_mask(causal, x.dtype), self.cache)
-        # Rows behind a request's own count are written but never kept.
-        for slot, count in enumerate(counts):
-            self.hidden[slot] = hidden[slot, count - 1]
-            self.cache.length[slot] += count
-            self.position[slot] += count
+        self.hidden[:b] = self.draft.follow(
+            token, feature, count, self.globals[:b], position, self.embedding, self.cache
+        )
+        for slot, length in enumerate(counts):
+            self.cache.length[slot] += length
+            self.position[slot] += length
 
     def move(self, source: int, target: int) -> None:
         self.cache.move(source, target)

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
-from vispec.decoding.cache import SlotCache
+from vispec.decoding.cache import COMPILED_READ_STEP, READ_STEP, SlotCache
 from vispec.decoding.tree import Tree
 from vispec.errors import AttentionError, CheckpointError, ImageError, PromptTooLongError
 
@@ -73,6 +73,17 @@ class Verification:
     features: Tensor
 
 
+_PADDABLE = {"input_ids", "inputs_embeds", "position_ids"}
+
+
+class _EnteredDecoder(Exception):  # noqa: N818 - a way out, not an error
+    """Leaves a model's forward with what it calls its decoder with."""
+
+    def __init__(self, inputs: dict[str, Any]) -> None:
+        super().__init__()
+        self.inputs = inputs
+
+
 class Target:
     """An unmodified Hugging Face model that can verify trees.
 
@@ -96,6 +107,7 @@ class Target:
         self.name = name or model.name_or_path or model.config.model_type
         self.config = model.config
         self.text_config = model.config.get_text_config()
+        self.compiled = False
         attention = self.text_config._attn_implementation
         if attention not in ("sdpa", "eager"):
             raise AttentionError(attention)
@@ -267,36 +279,62 @@ class Target:
             capacity=capacity,
             dtype=self.dtype,
             device=self.device,
+            read_step=COMPILED_READ_STEP if self.compiled else READ_STEP,
         )
+
+    def compile_passes(self) -> None:
+        """Compile the passes over prompts and trees; the model object stays as it is.
+
+        The first pass of every shape then takes tens of seconds (less when the compiler's cache on
+        disk knows it), and each later one a half of the time or less. Needs a C++ compiler.
+        """
+        if not self.compiled:
+            self.compiled = True
+            self._compiled_decoder = torch.compile(self.decoder.forward)
+            self._tree_pass = torch.compile(self._tree_pass)  # type: ignore[method-assign]
 
     def prefill(self, prompt: Prompt, cache: SlotCache, slot: int) -> Prefill:
         """Run a prompt through the model's own forward into an empty slot."""
         t = len(prompt)
         cache.length[slot] = 0
         cache.window(slot, 1, t, exact=True)
-        seen: dict[str, Any] = {}
-
-        def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen["embeddings"] = kwargs.get("inputs_embeds")
-            seen["at"] = time.perf_counter()
-
         started = time.perf_counter()
-        # The decoder's inputs are the one thing a forward does not return. The hook goes at once.
-        hook = self.decoder.register_forward_pre_hook(look, with_kwargs=True)
-        try:
-            output = self.model.base_model(
-                **self.prefill_inputs(prompt), past_key_values=cache, use_cache=True
-            )
-        finally:
-            hook.remove()
-        hidden = output.last_hidden_state
+        seen = self._decoder_inputs(self.prefill_inputs(prompt), cache)
+        entered = time.perf_counter()
+        given = {name for name, value in seen.items() if value is not None}
+        if self.compiled and given <= _PADDABLE | {"past_key_values", "use_cache"}:
+            # A compiled decoder meets few lengths: no position looks at those behind it.
+            cache.window(slot, 1, -(-t // READ_STEP) * READ_STEP, exact=True)
+            hidden = self._compiled_decoder(**_padded(seen, cache.read_length)).last_hidden_state
+            hidden = hidden[:, :t]
+        else:
+            hidden = self.decoder(**seen).last_hidden_state
         logits = self.head(hidden[:, -1])
         ended = time.perf_counter()
         cache.length[slot] = t
-        embeddings = seen["embeddings"]
+        embeddings = seen.get("inputs_embeds")
         if embeddings is None:
             embeddings = self.embedding(prompt.inputs["input_ids"])
-        return Prefill(logits, hidden[0], embeddings[0], seen["at"] - started, ended - seen["at"])
+        return Prefill(logits, hidden[0], embeddings[0], entered - started, ended - entered)
+
+    def _decoder_inputs(self, inputs: dict[str, Any], cache: SlotCache) -> dict[str, Any]:
+        """What the model's own forward calls its decoder with, images in the embeddings.
+
+        The forward ends there: it returns neither the embeddings that a draft reads nor, compiled
+        in one piece with its vision tower, the time that each takes.
+        """
+
+        def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            raise _EnteredDecoder(kwargs)
+
+        hook = self.decoder.register_forward_pre_hook(look, with_kwargs=True)
+        try:
+            self.model.base_model(**inputs, past_key_values=cache, use_cache=True)
+        except _EnteredDecoder as entered:
+            return entered.inputs
+        finally:
+            hook.remove()
+        raise RuntimeError(f"{self.name} did not call its decoder")
 
     def prefill_inputs(self, prompt: Prompt) -> dict[str, Any]:
         """The prompt's tensors with explicit positions, ready for the model's forward."""
@@ -310,17 +348,21 @@ class Target:
 
         The nodes' keys are written behind each slot's kept ones; `cache.keep` decides which stay.
         """
-        b, n = tree.token.shape
-        cache.window(first, b, n)
-        starts = torch.tensor(cache.starts, device=self.device)
+        cache.window(first, *tree.token.shape)
+        return Verification(*self._tree_pass(tree.token, tree.depth, tree.ancestors(), cache))
+
+    def _tree_pass(
+        self, token: Tensor, depth: Tensor, ancestors: Tensor, cache: SlotCache
+    ) -> tuple[Tensor, Tensor]:
+        """`(logits [b, n, V], features [b, n, d])` of a tree in the cache's window."""
         hidden = self.decoder(
-            input_ids=tree.token.clamp(min=0),
-            position_ids=self.positions(starts[:, None] + tree.depth),
-            attention_mask=cache.attention_mask(tree.ancestors(), self.dtype),
+            input_ids=token.clamp(min=0),
+            position_ids=self.positions(cache.kept[:, None] + depth),
+            attention_mask=cache.attention_mask(ancestors, self.dtype),
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        return Verification(self.head(hidden), hidden)
+        return self.head(hidden), hidden
 
     # --- Choosing -----------------------------------------------------------------------------
 
@@ -359,3 +401,16 @@ class Target:
         if eos is None:
             return frozenset()
         return frozenset(eos if isinstance(eos, list | tuple) else [eos])
+
+
+def _padded(inputs: dict[str, Any], width: int) -> dict[str, Any]:
+    """Inputs of a decoder with positions added behind the last, copies of it."""
+    found = dict(inputs)
+    for name, axis in (("input_ids", 1), ("inputs_embeds", 1), ("position_ids", -1)):
+        value = found.get(name)
+        if value is not None:
+            last = value.narrow(axis, value.shape[axis] - 1, 1)
+            missing = width - value.shape[axis]
+            copies = [missing if d == axis % value.ndim else -1 for d in range(value.ndim)]
+            found[name] = torch.cat([value, last.expand(copies)], axis)
+    return found
