@@ -17,8 +17,6 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 READ_STEP = 64
 """Reads are rounded up to this many positions, so that shapes change rarely."""
-COMPILED_READ_STEP = 256
-"""The same for compiled passes, where a new shape costs much more than a longer read."""
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -63,10 +61,10 @@ class SlotCache(Cache):
         slots: requests that fit at the same time.
         kv_heads: key/value heads.
         head_dim: size of one head.
-        capacity: positions per slot; rounded up to a multiple of `read_step`.
+        capacity: positions per slot; rounded up to a multiple of `READ_STEP`.
         dtype: of keys and values.
         device: where the buffers live.
-        read_step: what reads are rounded up to.
+        compiled: the passes are compiled, once for reads of any length.
     """
 
     def __init__(
@@ -79,11 +77,10 @@ class SlotCache(Cache):
         capacity: int,
         dtype: torch.dtype,
         device: torch.device,
-        read_step: int = READ_STEP,
+        compiled: bool = False,
     ) -> None:
         super().__init__(layers=[_SlotLayer(self, index) for index in range(layers)])
-        self.read_step = read_step
-        self.capacity = self._round_up(capacity)
+        self.capacity = _round_up(capacity)
         # Zeros, not empty: hidden positions are multiplied by a weight of 0, and 0 * nan is nan.
         self.store = torch.zeros(
             layers, 2, slots, kv_heads, self.capacity, head_dim, dtype=dtype, device=device
@@ -93,10 +90,17 @@ class SlotCache(Cache):
         self._values = [layer[1] for layer in self.store]
         self.length = [0] * slots
         self.starts = [0]
-        self.read_length = 0
+        self._compiled = compiled
         self._first = 0
         self.kept = torch.zeros(1, dtype=torch.long, device=device)
         self._index = self.kept[:, None]
+        # Its length is the reads': a number that changes would make a compiled pass start anew.
+        self._column = torch.zeros(0, dtype=torch.long, device=device)
+
+    @property
+    def read_length(self) -> int:
+        """Positions that the current window's pass reads of every slot."""
+        return self._column.shape[0]
 
     def window(
         self, first: int, count: int, width: int, *, behind: int = 0, exact: bool = False
@@ -117,7 +121,10 @@ class SlotCache(Cache):
         end = max(self.starts) + width
         if end > self.capacity:
             raise ValueError(f"{end} positions do not fit a slot of {self.capacity}")
-        self.read_length = end if exact else min(self._round_up(end), self.capacity)
+        read = end if exact else min(_round_up(end), self.capacity)
+        self._column = torch.arange(read, device=self.store.device)
+        if self._compiled:
+            torch._dynamo.maybe_mark_dynamic(self._column, 0)
         self.kept = torch.tensor(kept, device=self.store.device)
         self.step(width, behind)
 
@@ -173,12 +180,12 @@ class SlotCache(Cache):
         b, n, m = block.shape
         device = block.device
         tails = self.kept.view(-1, 1, 1)
-        column = torch.arange(self.read_length, device=device)
-        seen = (column < tails).expand(b, n, -1)
+        seen = (self._column < tails).expand(b, n, -1)
         newest = (tails + torch.arange(m, device=device)).expand(b, n, m)
         seen = seen.scatter(2, newest, block)
         mask = torch.zeros(seen.shape, dtype=dtype, device=device)
         return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 
-    def _round_up(self, positions: int) -> int:
-        return -(-positions // self.read_step) * self.read_step
+
+def _round_up(positions: int) -> int:
+    return -(-positions // READ_STEP) * READ_STEP

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vispec.adapters.base import Adapter
-from vispec.decoding.cache import COMPILED_READ_STEP, READ_STEP, SlotCache
+from vispec.decoding.cache import SlotCache
 from vispec.decoding.tree import SampledShape, Tree, TreeShape
 from vispec.drafts.base import DraftNoise
 from vispec.drafts.growth import Expand, grow_dynamic, grow_sampled
@@ -384,7 +384,7 @@ class EagleSession:
             capacity=capacity,
             dtype=dtype,
             device=device,
-            read_step=COMPILED_READ_STEP if draft.compiled else READ_STEP,
+            compiled=draft.compiled,
         )
         self.longest = 1
         self.hidden = torch.zeros(slots, config.hidden_size, dtype=dtype, device=device)

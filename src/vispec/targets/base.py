@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
-from vispec.decoding.cache import COMPILED_READ_STEP, READ_STEP, SlotCache
+from vispec.decoding.cache import READ_STEP, SlotCache
 from vispec.decoding.tree import Tree
 from vispec.errors import AttentionError, CheckpointError, ImageError, PromptTooLongError
 
@@ -279,7 +279,7 @@ class Target:
             capacity=capacity,
             dtype=self.dtype,
             device=self.device,
-            read_step=COMPILED_READ_STEP if self.compiled else READ_STEP,
+            compiled=self.compiled,
         )
 
     def compile_passes(self) -> None:
