@@ -133,7 +133,7 @@ def test_the_recipe_makes_a_draft_that_loads_and_asks_nothing_twice(
     recipe.main(arguments)
     assert {path.name: path.read_bytes() for path in work.glob("*.jsonl")} == answers
 
-    result = json.loads((work / "result.json").read_text())
+    result = json.loads((work / "vispec" / "result.json").read_text())
     assert sum(row["questions"] for row in result.values()) == 3
     assert set(result) <= {*scenes.TASKS, "photo"}
     assert all(row["acceptance_length"] >= 1 for row in result.values() if row["passes"])
@@ -148,5 +148,14 @@ def test_the_recipe_makes_a_draft_that_loads_and_asks_nothing_twice(
     plain = engine.generate("what ?", picture, max_new_tokens=20, speculate=False)
     assert engine.generate("what ?", picture, max_new_tokens=20).token_ids == plain.token_ids
     for stage in ("text", "multimodal"):
-        lines = (work / stage / "log.jsonl").read_text().splitlines()
+        lines = (work / "vispec" / stage / "log.jsonl").read_text().splitlines()
         assert any("heldout_accuracy_3" in line for line in lines)
+
+    # A draft to compare with learns from the same answers, this one from text alone.
+    recipe.main([*arguments, "--kind", "eagle-text", "--out", str(tmp_path / "eagle")])
+    assert {path.name: path.read_bytes() for path in work.glob("*.jsonl")} == answers
+    eagle = vispec.load(target, tmp_path / "eagle").draft
+    assert isinstance(eagle, EagleDraft)
+    assert eagle.adapter is None
+    assert not (work / "eagle-text" / "multimodal").exists()
+    assert "EAGLE" in (tmp_path / "eagle" / "README.md").read_text()

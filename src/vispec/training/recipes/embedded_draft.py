@@ -1,4 +1,4 @@
-"""The embedded target's ViSpec draft, in the paper's two stages.
+"""The embedded target's ViSpec draft, in the paper's two stages, and EAGLE drafts to compare with.
 
     python -m vispec.training.recipes.embedded_draft \\
         --data DIR --work DIR --out src/vispec/models/draft
@@ -6,6 +6,10 @@
 The target answers questions about scenes and photographs of the training split, and text alone;
 its features are kept; stage 1 trains the draft on text, stage 2 on images with a self-fed pass;
 the tree is then chosen by measured speed on training questions. Everything resumes after a kill.
+
+``--kind eagle`` trains the same draft without an adapter on the same answers for as long;
+``--kind eagle-text`` spends all of that time on text alone, as drafts of language models are
+trained. All kinds share the answers and features in the work folder.
 """
 
 from __future__ import annotations
@@ -44,11 +48,14 @@ TREES = (
 )
 """Candidates, narrow to wide; the fastest on training questions is recorded with the draft."""
 
-CARD = """# The embedded draft
+KINDS = {"vispec": True, "eagle": True, "eagle-text": False}
+"""Drafts that can be trained, and whether they are shown images."""
 
-A ViSpec draft ({parameters:.2f} M parameters: one decoder layer and a query adapter of {queries}
-queries) for the embedded target, trained by `vispec.training.recipes.embedded_draft` on answers
-that the target itself wrote, two thirds of them greedily and the rest sampled at temperature 1.
+CARD = """# {title}
+
+{what} ({parameters:.2f} M parameters) for the embedded target, trained by
+`vispec.training.recipes.embedded_draft --kind {kind}` on answers that the target itself wrote, two
+thirds of them greedily and the rest sampled at temperature 1. Seed {seed}.
 
 **For research use only: trained partly on research-only photographs (Flickr8k, DAQUAR).**
 
@@ -159,11 +166,13 @@ def train(
     batch: int = 16,
     learning_rate: float = 1e-3,
 ) -> None:
-    """Both stages, each with a budget in seconds."""
+    """Both stages, each with a budget in seconds; one without any is left out."""
     for name, samples, loss, self_fed, seconds, rate in (
         ("text", text, losses.text_stage, 0, text_s, learning_rate),
         ("multimodal", multimodal, losses.multimodal_stage, 1, multimodal_s, learning_rate / 2),
     ):
+        if not seconds:
+            continue
         compute = training.stage(target.head, loss, self_fed=self_fed, noise=0.1)
         measure = training.stage(target.head, loss, self_fed=2)
         Trainer(
@@ -210,12 +219,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the photographs")
     parser.add_argument("--work", type=Path, required=True, help="answers, features, checkpoints")
     parser.add_argument("--out", type=Path, required=True, help="where the draft is saved")
-    parser.add_argument("--scenes", type=int, default=1800, help="scene questions (1800)")
-    parser.add_argument("--photos", type=int, default=900, help="photograph questions (900)")
-    parser.add_argument("--texts", type=int, default=600, help="questions without image (600)")
+    parser.add_argument(
+        "--kind", choices=tuple(KINDS), default="vispec", help="which draft to train (vispec)"
+    )
+    parser.add_argument("--queries", type=int, default=2, help="of the vispec adapter (2)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draft's first weights (0)")
+    parser.add_argument("--scenes", type=int, default=4500, help="scene questions (4500)")
+    parser.add_argument("--photos", type=int, default=2000, help="photograph questions (2000)")
+    parser.add_argument("--texts", type=int, default=1000, help="questions without image (1000)")
     parser.add_argument("--heldout", type=int, default=96, help="held-out questions (96)")
-    parser.add_argument("--text-minutes", type=float, default=3, help="stage 1 (3)")
-    parser.add_argument("--multimodal-minutes", type=float, default=12, help="stage 2 (12)")
+    parser.add_argument("--text-minutes", type=float, default=5, help="stage 1 (5)")
+    parser.add_argument("--multimodal-minutes", type=float, default=25, help="stage 2 (25)")
     parser.add_argument("--max-new-tokens", type=int, default=112, help="longest answer (112)")
     options = parser.parse_args(argv)
 
@@ -238,16 +252,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         samples[name] = collect(target, questions, answers, options.work / "features" / name)
 
-    draft = new_draft(target)
+    work = options.work / options.kind
+    draft = new_draft(target, options.queries if options.kind == "vispec" else 0, seed=options.seed)
+    minutes = options.text_minutes, options.multimodal_minutes
+    if not KINDS[options.kind]:
+        minutes = sum(minutes), 0.0
     train(
         target,
         draft,
         samples["text"],
         samples["multimodal"],
         samples["heldout"],
-        options.work,
-        text_s=options.text_minutes * 60,
-        multimodal_s=options.multimodal_minutes * 60,
+        work,
+        text_s=minutes[0] * 60,
+        multimodal_s=minutes[1] * 60,
     )
     # What is measured is what is kept: the weights as half precision rounds them.
     final = draft.to(torch.bfloat16).to(target.dtype).eval().requires_grad_(False)
@@ -260,8 +278,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         tree={"size": tree.size, "depth": tree.depth, "width": tree.width},
     )
     write_licence(options.out)
-    (options.out / "README.md").write_text(card(final, options.work, tree, measured))
-    (options.work / "result.json").write_text(json.dumps(measured, indent=2) + "\n")
+    text = card(final, options.kind, options.seed, work, tree, measured)
+    (options.out / "README.md").write_text(text)
+    (work / "result.json").write_text(json.dumps(measured, indent=2) + "\n")
     print(measured, flush=True)
 
 
@@ -286,7 +305,12 @@ def acceptance(engine: Engine, questions: Sequence[Question]) -> dict[str, dict[
 
 
 def card(
-    draft: EagleDraft, work: Path, tree: TreeShape, measured: dict[str, dict[str, float]]
+    draft: EagleDraft,
+    kind: str,
+    seed: int,
+    work: Path,
+    tree: TreeShape,
+    measured: dict[str, dict[str, float]],
 ) -> str:
     """The text of the draft's model card."""
     rows = "\n".join(
@@ -294,9 +318,15 @@ def card(
         for task, row in measured.items()
     )
     adapter = draft.adapter
+    what = "An EAGLE draft: one decoder layer that reads every image token"
+    if isinstance(adapter, QueryAdapter):
+        what = f"A ViSpec draft: one decoder layer and an adapter of {adapter.q.shape[0]} queries"
     return CARD.format(
+        title="The embedded draft" if kind == "vispec" else f"A draft to compare with: {kind}",
+        what=what,
+        kind=kind,
+        seed=seed,
         parameters=sum(p.numel() for p in draft.parameters()) / 1e6,
-        queries=adapter.q.shape[0] if isinstance(adapter, QueryAdapter) else 0,
         training=training_of(work, ("text", "multimodal")),
         tree=f"{tree.size} nodes, depth {tree.depth}, width {tree.width}",
         rows=rows,
