@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format env clean
+.PHONY: help demo test test-slow lint format env clean evaluate-embedded
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,11 @@ test: lint  ## set up, then lint, check types and run every test
 
 test-slow: $(STAMP)  ## only the slow tests (statistics, training, whole-pair runs)
 	$(BIN)/python -m pytest -n 2 -m slow
+
+DATA ?= ../shared/data
+evaluate-embedded: $(STAMP)  ## what the embedded target sees and its draft accepts (photographs: DATA=folder)
+	$(BIN)/python -m vispec.evaluation.embedded --data $(DATA) \
+	  --out benchmarks/results/embedded-quality.json
 
 lint: $(STAMP)  ## ruff, formatting and types, without changing anything
 	$(BIN)/ruff check .

@@ -9,11 +9,14 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from vispec.training.conversations import IGNORED, Batch
 from vispec.training.image_cache import ImageCache
 from vispec.training.pretrain import (
     TargetShape,
+    answer_loss,
     build_target,
     calibrate_projector,
+    compile_layers,
     grow,
     normalise,
 )
@@ -35,10 +38,9 @@ def test_the_embedded_shape_is_small_narrow_and_deep() -> None:
 
 def test_growing_keeps_the_function() -> None:
     torch.manual_seed(0)
-    model = build_target(TOY, TOKENS, layers=2, tower_layers=1).eval()
-    grown = grow(model, 3, tower_factor=2).eval()
+    model = build_target(TOY, TOKENS, layers=2).eval()
+    grown = grow(model, 3).eval()
     assert grown.config.text_config.num_hidden_layers == 6
-    assert len(grown.model.vision_tower.encoder.layers) == 2
     ids = torch.tensor([[0, *[3] * 144, 20, 21, 22]])
     pixels = normalise(torch.randint(0, 255, (1, 192, 192, 3), dtype=torch.uint8))
     with torch.no_grad():
@@ -69,6 +71,28 @@ def test_calibrated_visual_tokens_are_centred_and_as_large_as_words() -> None:
     words = model.get_input_embeddings().weight.std().item()
     assert tokens.mean(0).abs().max() < 0.05 * words
     assert tokens.std(0).mean().item() == pytest.approx(words, rel=0.05)
+
+
+@pytest.mark.slow
+def test_compiled_layers_learn_the_same() -> None:
+    """Right up to rounding; parameters keep their names."""
+    torch.manual_seed(0)
+    models = [build_target(TOY, TOKENS, 2) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    compile_layers(models[1])
+    ids = torch.randint(4, 300, (2, 160))
+    ids[:, 2:146] = 3
+    segments = torch.zeros_like(ids)
+    segments[:, 146:150], segments[:, 150:] = 1, 2
+    images = torch.randint(0, 255, (2, 192, 192, 3), dtype=torch.uint8)
+    batch = Batch(ids, torch.where(ids == 3, IGNORED, ids), segments, images)
+    gradients = []
+    for model in models:
+        answer_loss(model, batch)[0].backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        if gradient is not None:
+            torch.testing.assert_close(gradient, gradients[1][name], atol=1e-4, rtol=1e-2)
 
 
 def test_normalising_equals_the_processor() -> None:

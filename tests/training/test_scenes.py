@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from vispec.training import scenes
-from vispec.training.image_cache import HUE_CLASSES, PATCH_CLASSES, patch_labels
-from vispec.training.scene_words import OPPOSITE, relation
+from vispec.training.image_cache import HUE_CLASSES, PATCH_CLASSES, RANK_CLASSES, patch_labels
+from vispec.training.scene_words import BRIEF, OPPOSITE, relation
 
 
 @pytest.mark.parametrize("task", scenes.TASKS)
@@ -60,10 +60,12 @@ def test_counts_and_relations_agree_with_the_picture() -> None:
         shapes = {shape.name: shape for shape in found.facts.shapes}
         for turn in found.turns:
             if turn.question in ("How many shapes are there?", "Count the shapes."):
-                count = re.search(r"(\w+) shapes?\.$", turn.answer)
+                count = re.search(r"^[^.]* (\w+) shapes?\.", turn.answer)
                 assert count
                 assert numbers[count[1]] == len(shapes)
-            if stated := re.match(r"(Yes|No), the (.+?) is (.+) the (\w+ \w+)\.", turn.answer):
+            if stated := re.match(
+                r"(Yes|No), the ([^.]+?) is ([^.]+) the (\w+ \w+)\.", turn.answer
+            ):
                 assert stated[3] == relation(shapes[stated[2]], shapes[stated[4]])
                 assert (f" {stated[3]} " in turn.question) == (stated[1] == "Yes")
                 assert relation(shapes[stated[4]], shapes[stated[2]]) == OPPOSITE[stated[3]]
@@ -81,11 +83,49 @@ def test_questions_are_put_in_many_ways() -> None:
 
 def test_the_patches_of_a_shape_are_labelled_with_it() -> None:
     found = scenes.dialogue(5, "vqa")
-    glyphs, hues = patch_labels(found)
-    shown = {(PATCH_CLASSES[g], HUE_CLASSES[h]) for g, h in zip(glyphs, hues, strict=True) if g}
+    glyphs, hues, ranks = patch_labels(found)
+    shown = {
+        (PATCH_CLASSES[g], HUE_CLASSES[h], RANK_CLASSES[r])
+        for g, h, r in zip(glyphs, hues, ranks, strict=True)
+        if g
+    }
     for shape in found.facts.shapes:
-        assert (shape.form, shape.colour) in shown
+        assert (shape.form, shape.colour, shape.size) in shown
     assert np.count_nonzero(glyphs) < glyphs.size
+
+
+def test_the_patches_of_a_line_are_labelled_with_characters_in_order() -> None:
+    for seed in range(40):
+        found = scenes.dialogue(seed, "read")
+        if len(found.facts.lines) > 1:
+            continue
+        glyphs, _, ranks = patch_labels(found)
+        line = found.facts.lines[0]
+        for glyph, rank in zip(glyphs, ranks, strict=True):
+            if glyph:
+                assert line[int(RANK_CLASSES[rank])] == PATCH_CLASSES[glyph]
+
+
+def test_most_answers_explain_themselves_and_brief_ones_were_asked_to_be() -> None:
+    turns = [t for seed in range(100) for t in scenes.dialogue(seed, "vqa").turns]
+    brief = [t for t in turns if t.question.endswith(BRIEF)]
+    assert 0.15 < len(brief) / len(turns) < 0.4
+    assert all(t.answer.count(".") == 1 for t in brief)
+    longer = [t for t in turns if t.task == "vqa" and t not in brief]
+    assert sum(t.answer.count(".") > 1 for t in longer) > 0.95 * len(longer)
+
+
+def test_what_explains_an_answer_is_true() -> None:
+    for seed in range(150):
+        found = scenes.dialogue(seed, "vqa")
+        shapes = {shape.name: shape for shape in found.facts.shapes}
+        for turn in found.turns:
+            for name, place in re.findall(
+                r"\b(?:the|an?) (\w+ \w+) (?:is )?in the ((?:\w+ )?\w+?)(?= of|,| and|\.)",
+                turn.answer.split(".", 1)[1],
+            ):
+                if name in shapes:
+                    assert shapes[name].place == place, turn
 
 
 def test_a_page_is_crowded_and_deterministic() -> None:

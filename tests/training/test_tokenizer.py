@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from transformers import AutoProcessor, LlavaProcessor
 
 from vispec.training import scenes
-from vispec.training.conversations import IGNORED, Encoder, ImageBatches
+from vispec.training.conversations import IGNORED, Encoder, ImageBatches, Row
 from vispec.training.image_cache import PATCH_CLASSES, ImageCache
+from vispec.training.pretrain import TargetShape, build_target, normalise
 from vispec.training.tokenizer import build_processor, train_tokenizer
 
 
@@ -54,14 +57,14 @@ def test_two_images_and_two_turns_render_as_llava_does(processor: LlavaProcessor
     ]
     assert processor.apply_chat_template(messages, add_generation_prompt=True) == (
         "<s>USER: <image>\n <image>\nCompare them. "
-        "ASSISTANT: One is red.</s>USER: Which? ASSISTANT:"
+        "ASSISTANT:\nOne is red.</s>USER: Which? ASSISTANT:\n"
     )
 
 
 def test_training_conversations_equal_rendered_chats(processor: LlavaProcessor) -> None:
     found = scenes.dialogue(4)
     encoder = Encoder(processor.tokenizer, 144)
-    ids, labels = encoder.conversation(encoder.turns([found.turns])[0], True, longest=10_000)
+    row = encoder.conversation(encoder.turns([found.turns])[0], True, longest=10_000)
     messages = []
     for i, turn in enumerate(found.turns):
         content = [{"type": "image", "image": found.image}] if i == 0 else []
@@ -70,9 +73,57 @@ def test_training_conversations_equal_rendered_chats(processor: LlavaProcessor) 
         answer = [{"type": "text", "text": turn.answer}]
         messages.append({"role": "assistant", "content": answer})
     inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True)
-    assert ids == inputs["input_ids"][0]
-    taught = processor.tokenizer.decode([label for label in labels if label != IGNORED])
-    assert taught == "".join(f" {turn.answer}</s>" for turn in found.turns)
+    assert row.ids == inputs["input_ids"][0]
+    taught = processor.tokenizer.decode([label for label in row.labels if label != IGNORED])
+    assert taught == "".join(f"{turn.answer}</s>" for turn in found.turns)
+
+
+def test_what_is_quoted_is_spelled(processor: LlavaProcessor) -> None:
+    def tokens(text: str) -> list[str]:
+        ids = processor.tokenizer.encode(text, add_special_tokens=False)
+        return [processor.tokenizer.decode([i]) for i in ids]
+
+    text = 'It says "circle shape". There is a circle.'
+    assert "".join(tokens(text)) == text
+    assert [*"circle shape"] == tokens(text)[tokens(text).index(' "') + 1 :][:12]
+    assert " circle" in tokens(text)
+    assert " circle" in tokens('an odd " circle')
+
+
+def test_questions_that_are_packed_see_what_they_would_see_alone(
+    processor: LlavaProcessor, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    shape = TargetShape(600, 32, 2, 48, 2, 1, 48)
+    tokenizer = processor.tokenizer
+    tokens = {"bos": 0, "eos": 1, "pad": 2, "image": tokenizer.convert_tokens_to_ids("<image>")}
+    model = build_target(shape, tokens, 2).double().eval()
+    encoder = Encoder(tokenizer, 144)
+    found = scenes.dialogue(4, "vqa")
+    turns = encoder.turns([found.turns])[0][:3]
+    images = np.array(found.image)[None]
+
+    def hidden(row: Row) -> torch.Tensor:
+        batch = encoder.collate([row], images)
+        out = model.model(
+            input_ids=batch.ids,
+            pixel_values=normalise(batch.images).double(),
+            position_ids=batch.positions(),
+            attention_mask=batch.mask(torch.float64),
+        ).last_hidden_state[0]
+        return out[: len(row.ids)]
+
+    packed_row = encoder.questions(turns, longest=10_000)
+    packed, start = hidden(packed_row), len(encoder.opening)
+    for turn in turns:
+        alone_row = encoder.questions([turn], longest=10_000)
+        alone = hidden(alone_row)[len(encoder.opening) :]
+        there = packed[start : start + len(alone)]
+        torch.testing.assert_close(there, alone, rtol=0, atol=1e-10)
+        labels = packed_row.labels[start : start + len(alone) - 1]
+        assert labels == alone_row.labels[len(encoder.opening) : -1]
+        start += len(alone)
+    assert start == len(packed)
 
 
 def test_visual_tokens_are_labelled_with_the_characters_they_show(
@@ -80,7 +131,7 @@ def test_visual_tokens_are_labelled_with_the_characters_they_show(
 ) -> None:
     cache = ImageCache.build(tmp_path, range(4))
     encoder = Encoder(processor.tokenizer, 144)
-    batches = ImageBatches(encoder, cache, range(4), batch=4, longest=60, seed=0, window=1)
+    batches = ImageBatches(encoder, cache, range(4), batch=4, longest=60, seed=0)
     batch = batches(0)
     image = processor.tokenizer.convert_tokens_to_ids("<image>")
     assert batch.images is not None
@@ -90,5 +141,7 @@ def test_visual_tokens_are_labelled_with_the_characters_they_show(
         for name, label in zip(shown, labels[ids == image].tolist(), strict=True):
             if len(name) == 1:
                 assert processor.tokenizer.decode([label]) == name
+            elif label != IGNORED:
+                assert processor.tokenizer.decode([label]) == f" {name}"
             else:
-                assert label == IGNORED
+                assert not name or len(encoder.encode(f" {name}")) > 1

@@ -64,7 +64,8 @@ class Batch:
         """``[b, 1, t, t]``, 0 where a position may look and the least number elsewhere."""
         one, other = self.segments[:, :, None], self.segments[:, None, :]
         seen = ((other == 0) | (one == other)).tril()
-        return torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)[:, None]
+        hidden = torch.full(seen.shape, torch.finfo(dtype).min, dtype=dtype)
+        return hidden.masked_fill_(seen, 0)[:, None]
 
 
 @dataclass(frozen=True)

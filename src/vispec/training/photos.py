@@ -41,11 +41,15 @@ LONG_QUESTIONS = (
 
 @dataclass(frozen=True)
 class Photo:
-    """One photograph on disk with its dialogue; ``source`` is the dataset's name."""
+    """One photograph on disk with its dialogue.
+
+    ``source`` is the dataset's name; ``captions`` are all that it has, tidied.
+    """
 
     path: Path
     turns: tuple[Turn, ...]
     source: str
+    captions: tuple[str, ...] = ()
 
     def open(self, size: int) -> Image.Image:
         """Decode as RGB squashed to ``size`` x ``size`` pixels, like the target's processor."""
@@ -95,7 +99,7 @@ def _flickr8k(root: Path) -> Iterator[Photo]:
         for _ in range(2):
             chosen = rng.sample(captions, min(3, len(captions)))
             turns.append(Turn(rng.choice(LONG_QUESTIONS), " ".join(chosen), "photo"))
-        yield Photo(root / item["image"], tuple(turns), "flickr8k")
+        yield Photo(root / item["image"], tuple(turns), "flickr8k", tuple(captions))
 
 
 def _daquar(root: Path) -> Iterator[Photo]:

@@ -1,0 +1,1 @@
+"""How good a target is, what a draft is worth, and against what that has to be held."""

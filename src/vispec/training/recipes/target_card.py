@@ -1,0 +1,141 @@
+"""The model card of a trained target, from what its training and its evaluation wrote.
+
+    python -m vispec.training.recipes.target_card --model DIR --work DIR --quality FILE
+
+`FILE` is what `vispec.evaluation.embedded` wrote about the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vispec.checkpoints.files import read_config, tensor_headers
+from vispec.training.recipes.card import training_of
+from vispec.training.recipes.embedded_target import PHASES
+
+CARD = """# The embedded target
+
+A small LLaVA-1.5 ({parameters:.1f} M parameters: a CLIP tower of {tower} layers, a Llama decoder of
+{layers} layers, both of width {width}; {visual} visual tokens an image) trained from scratch by
+`vispec.training.recipes.embedded_target`, so that every part of the project has a real model to
+run. It is narrow and as deep as real models, because speculative decoding lives on depth.
+
+**For research use only: trained partly on research-only photographs (Flickr8k, DAQUAR).** See
+`LICENSE` beside this file.
+
+## Data
+
+* rendered scenes and pages (`vispec.training.scenes`), made by the project, in {fonts} fonts;
+* Flickr8k photographs with captions and DAQUAR questions: research use only;
+* public-domain English prose (Project Gutenberg) for the text phase.
+
+Held out: one scene seed and one image name in twenty, by hash; everything below is measured on
+those.
+
+## Training
+
+{training}{note}
+
+Cross entropy of an answer token on held-out images, nats:
+
+{curve}
+
+## Measured
+
+Greedy answers, and the same questions about another item's picture:
+
+{quality}
+
+## Limits
+
+It is tiny and was trained for hours on two CPU cores. It knows coloured shapes, rendered words and
+everyday photographs, answers in English only, and is confidently wrong about the rest. Its purpose
+is to exercise software; do not rely on what it says.
+
+## Samples
+
+{samples}
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, required=True, help="folder of the trained target")
+    parser.add_argument("--work", type=Path, required=True, help="work folder of its training")
+    parser.add_argument("--quality", type=Path, required=True, help="its evaluation, as JSON")
+    parser.add_argument("--fonts", type=int, default=29, help="fonts its scenes were drawn in (29)")
+    parser.add_argument("--note", default="", help="what else to say of this run")
+    given = parser.parse_args(arguments)
+    report = json.loads(given.quality.read_text())
+    (given.model / "README.md").write_text(
+        card(given.model, given.work, report, given.fonts, given.note)
+    )
+
+
+def card(model: Path, work: Path, report: dict[str, Any], fonts: int, note: str = "") -> str:
+    """The text of the card."""
+    config = read_config(str(model))
+    text, tower = config["text_config"], config["vision_config"]
+    sizes = [_product(shape) for _, shape, _ in tensor_headers(str(model))]
+    shown = [
+        f"* *{s['task']}* {s['question']}\n  * true: {s['true']}\n  * said: {s['said']}"
+        for s in report["samples"]
+    ]
+    return CARD.format(
+        parameters=sum(sizes) / 1e6,
+        tower=tower["num_hidden_layers"],
+        layers=text["num_hidden_layers"],
+        width=text["hidden_size"],
+        visual=config["image_seq_length"],
+        fonts=fonts,
+        training=training_of(work, PHASES),
+        note=f"\n\n{note}" if note else "",
+        curve=curve(work),
+        quality=quality(report["quality"]),
+        samples="\n".join(shown),
+    )
+
+
+def curve(work: Path, points: int = 12) -> str:
+    """A table of held-out losses over the phases that judge answers, at most `points` rows each."""
+    rows = ["| phase | step | minutes | vqa | caption | read | photo |", "|---" * 7 + "|"]
+    for phase in ("joined", "grown"):
+        path = work / phase / "log.jsonl"
+        lines = [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
+        judged = [line for line in lines if "heldout_vqa" in line]
+        every = max(1, -(-len(judged) // points))
+        kept = [line for i, line in enumerate(judged) if (len(judged) - 1 - i) % every == 0]
+        for line in kept:
+            tasks = " | ".join(
+                f"{line[f'heldout_{task}']:.3f}" if f"heldout_{task}" in line else "–"
+                for task in ("vqa", "caption", "read", "photo")
+            )
+            rows.append(f"| {phase} | {line['step']} | {line['elapsed_s'] / 60:.0f} | {tasks} |")
+    return "\n".join(rows)
+
+
+def quality(measures: Sequence[dict[str, Any]]) -> str:
+    """A table of scores with the true and with another picture."""
+    rows = ["| measure | its picture | another | difference |", "|---|---|---|---|"]
+    rows += [
+        f"| {m['name']} | {m['true']:.3f} | {m['swapped']:.3f} | {m['difference']:+.3f} |"
+        for m in measures
+    ]
+    return "\n".join(rows)
+
+
+def _product(shape: Sequence[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The card of a target says what its training and evaluation found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import vispec
+from vispec.training.recipes import target_card
+
+MODEL = Path(vispec.__file__).parent / "models" / "target"
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    for phase, count in (("joined", 40), ("grown", 3)):
+        (tmp_path / phase).mkdir()
+        lines = [
+            {"step": 10 * i, "elapsed_s": 60.0 * i, "heldout_vqa": 1 / i, "heldout_read": 2 / i}
+            for i in range(1, count + 1)
+        ]
+        lines.insert(0, {"step": 1, "elapsed_s": 1.0, "loss": 3.0})
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / phase / "log.jsonl").write_text(text)
+    return tmp_path
+
+
+def test_the_card_has_the_numbers(work: Path) -> None:
+    report = {
+        "quality": [{"name": "scene questions right", "true": 0.7, "swapped": 0.2,
+                     "difference": 0.5}],
+        "samples": [{"task": "read", "question": "Read.", "true": "A", "said": "B"}],
+    }  # fmt: skip
+    text = target_card.card(MODEL, work, report, fonts=21, note="Resumed once.")
+    assert "20 M parameters" in text.replace("19.6", "20").replace("19.7", "20")
+    assert "| scene questions right | 0.700 | 0.200 | +0.500 |" in text
+    assert "in 21 fonts" in text
+    assert "Resumed once." in text
+    assert "* joined: 400 steps in 40.0 minutes" in text
+    assert "research use only" in text.lower()
+
+
+def test_the_curve_keeps_the_last_point_of_every_phase(work: Path) -> None:
+    rows = target_card.curve(work, points=5).splitlines()[2:]
+    joined = [row for row in rows if "joined" in row]
+    assert 3 <= len(joined) <= 5
+    assert joined[-1] == "| joined | 400 | 40 | 0.025 | – | 0.050 | – |"
+    assert rows[-1].startswith("| grown | 30 |")
