@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from vispec.training import scenes
-from vispec.training.image_cache import HUE_CLASSES, PATCH_CLASSES, RANK_CLASSES, patch_labels
+from vispec.training.image_cache import (
+    HUE_CLASSES,
+    LINE_CLASSES,
+    PATCH_CLASSES,
+    RANK_CLASSES,
+    patch_labels,
+)
 from vispec.training.scene_words import BRIEF, OPPOSITE, relation
 
 
@@ -83,7 +89,7 @@ def test_questions_are_put_in_many_ways() -> None:
 
 def test_the_patches_of_a_shape_are_labelled_with_it() -> None:
     found = scenes.dialogue(5, "vqa")
-    glyphs, hues, ranks = patch_labels(found)
+    glyphs, hues, ranks, lines = patch_labels(found)
     shown = {
         (PATCH_CLASSES[g], HUE_CLASSES[h], RANK_CLASSES[r])
         for g, h, r in zip(glyphs, hues, ranks, strict=True)
@@ -91,19 +97,17 @@ def test_the_patches_of_a_shape_are_labelled_with_it() -> None:
     }
     for shape in found.facts.shapes:
         assert (shape.form, shape.colour, shape.size) in shown
+    assert not lines.any() or found.facts.lines
     assert np.count_nonzero(glyphs) < glyphs.size
 
 
 def test_the_patches_of_a_line_are_labelled_with_characters_in_order() -> None:
     for seed in range(40):
         found = scenes.dialogue(seed, "read")
-        if len(found.facts.lines) > 1:
-            continue
-        glyphs, _, ranks = patch_labels(found)
-        line = found.facts.lines[0]
-        for glyph, rank in zip(glyphs, ranks, strict=True):
+        for glyph, _, rank, line in zip(*patch_labels(found), strict=True):
             if glyph:
-                assert line[int(RANK_CLASSES[rank])] == PATCH_CLASSES[glyph]
+                text = found.facts.lines[int(LINE_CLASSES[line])]
+                assert text[int(RANK_CLASSES[rank])] == PATCH_CLASSES[glyph]
 
 
 def test_most_answers_explain_themselves_and_brief_ones_were_asked_to_be() -> None:

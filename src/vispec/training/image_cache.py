@@ -3,9 +3,9 @@
 Rendering a scene or decoding a photograph costs milliseconds, reading it back costs none, so that
 the training loop never waits for Pillow. The cache lives in a work folder outside the project.
 
-Files: ``pixels.u8`` ``[n, size, size, 3]`` uint8, ``glyphs.u8``, ``hues.u8`` and ``ranks.u8``
-``[n, patches]`` uint8 (what each patch shows, see ``PATCH_CLASSES``), ``dialogues.jsonl`` (source
-and turns).
+Files: ``pixels.u8`` ``[n, size, size, 3]`` uint8, ``glyphs.u8``, ``hues.u8``, ``ranks.u8`` and
+``lines.u8`` ``[n, patches]`` uint8 (what each patch shows, see ``PATCH_CLASSES``),
+``dialogues.jsonl`` (source and turns).
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ HUE_CLASSES = ("", *scenes.COLOURS)
 LONGEST_LINE = 16
 RANK_CLASSES = ("", *(str(place) for place in range(LONGEST_LINE)), *scenes.RADII)
 """A character's place in its line (the last one stands for all beyond), or a form's size."""
+LINE_CLASSES = ("", "0", "1", "2", "3")
+"""A character's line (the last one stands for all beyond); forms have none."""
+_LABELS = ("glyphs", "hues", "ranks", "lines")
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,8 @@ class ImageCache:
 
     Attributes:
         pixels: ``[n, size, size, 3]`` uint8.
-        glyphs, hues, ranks: ``[n, patches]`` uint8, indices into ``PATCH_CLASSES``,
-            ``HUE_CLASSES`` and ``RANK_CLASSES``.
+        glyphs, hues, ranks, lines: ``[n, patches]`` uint8, indices into ``PATCH_CLASSES``,
+            ``HUE_CLASSES``, ``RANK_CLASSES`` and ``LINE_CLASSES``.
         turns, sources: one entry an image.
     """
 
@@ -47,6 +50,7 @@ class ImageCache:
     glyphs: np.ndarray
     hues: np.ndarray
     ranks: np.ndarray
+    lines: np.ndarray
     turns: list[tuple[Turn, ...]]
     sources: list[str]
 
@@ -67,7 +71,8 @@ class ImageCache:
         opened as it is.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        key = f"{len(seeds)} scenes from {seeds[0] if seeds else None}, {len(pictures)} photos"
+        first = seeds[0] if seeds else None
+        key = f"{len(seeds)} scenes from {first}, {len(pictures)} photos, {_LABELS}"
         done = folder / "complete.txt"
         if not (done.exists() and done.read_text() == key):
             _write(folder, seeds, pictures, render)
@@ -90,11 +95,9 @@ class ImageCache:
 
         return cls(
             array("pixels", side, side, 3),
-            array("glyphs", patches),
-            array("hues", patches),
-            array("ranks", patches),
-            turns,
-            sources,
+            turns=turns,
+            sources=sources,
+            **{name: array(name, patches) for name in _LABELS},
         )
 
 
@@ -106,8 +109,7 @@ def _write(
 ) -> None:
     with ExitStack() as stack:
         arrays = [
-            stack.enter_context((folder / f"{name}.u8").open("wb"))
-            for name in ("pixels", "glyphs", "hues", "ranks")
+            stack.enter_context((folder / f"{name}.u8").open("wb")) for name in ("pixels", *_LABELS)
         ]
         dialogues = stack.enter_context((folder / "dialogues.jsonl").open("w", encoding="utf-8"))
 
@@ -123,17 +125,17 @@ def _write(
         blank = np.zeros((scenes.SIZE // PATCH) ** 2, np.uint8)
         for photo in pictures:
             pixels = np.asarray(photo.open(scenes.SIZE))
-            add([pixels, blank, blank, blank], photo.turns, photo.source)
+            add([pixels, *[blank] * len(_LABELS)], photo.turns, photo.source)
 
 
-def patch_labels(found: scenes.Dialogue) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What every patch of a scene shows: (glyphs, hues, ranks), each ``[patches]`` uint8, by rows.
+def patch_labels(found: scenes.Dialogue) -> tuple[np.ndarray, ...]:
+    """What every patch of a scene shows: (glyphs, hues, ranks, lines), each ``[patches]`` uint8.
 
-    A patch shows the mark that covers its centre; a mark narrower than a patch still claims the
-    patch it is centred in.
+    Patches go row by row. One shows the mark that covers its centre; a mark narrower than a patch
+    still claims the patch it is centred in.
     """
     side = scenes.SIZE // PATCH
-    glyphs, hues, ranks = (np.zeros((side, side), np.uint8) for _ in range(3))
+    glyphs, hues, ranks, lines = (np.zeros((side, side), np.uint8) for _ in _LABELS)
     centres = (np.arange(side) + 0.5) * PATCH
     for mark in found.marks:
         left, top, right, bottom = mark.box
@@ -148,4 +150,5 @@ def patch_labels(found: scenes.Dialogue) -> tuple[np.ndarray, np.ndarray, np.nda
         glyphs[cells] = PATCH_CLASSES.index(form or mark.label)
         hues[cells] = HUE_CLASSES.index(hue if form else found.facts.ink)
         ranks[cells] = 1 + (LONGEST_LINE + mark.rank if form else min(mark.rank, LONGEST_LINE - 1))
-    return glyphs.ravel(), hues.ravel(), ranks.ravel()
+        lines[cells] = 0 if mark.line is None else 1 + min(mark.line, len(LINE_CLASSES) - 2)
+    return glyphs.ravel(), hues.ravel(), ranks.ravel(), lines.ravel()

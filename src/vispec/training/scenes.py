@@ -98,11 +98,13 @@ class Mark:
         box: (left, top, right, bottom), pixels.
         label: a single character, or a shape's name such as ``"red circle"``.
         rank: a character's place in its line, from 0; a shape's size, from 0 for small.
+        line: of a character, from 0; None for a shape.
     """
 
     box: tuple[float, float, float, float]
     label: str
     rank: int
+    line: int | None = None
 
 
 @dataclass(frozen=True)
@@ -315,23 +317,23 @@ def _write(
     spare = max(0.0, bottom - top - len(lines) * (ascent + descent))
     y = top + rng.random() * spare
     marks = []
-    for line in lines:
+    for number, line in enumerate(lines):
         x = left + rng.random() * max(0.0, right - left - font.getlength(line))
         pen.text((x, y), line, font=font, fill=COLOURS[ink])
-        marks += _glyphs(font, line, x, y)
+        marks += _glyphs(font, line, number, x, y)
         y += ascent + descent
     return marks
 
 
-def _glyphs(font: ImageFont.FreeTypeFont, line: str, x: float, y: float) -> list[Mark]:
-    """The tight box of every character of a line drawn at (x, y)."""
+def _glyphs(font: ImageFont.FreeTypeFont, line: str, number: int, x: float, y: float) -> list[Mark]:
+    """The tight box of every character of the line of that number, drawn at (x, y)."""
     marks = []
     for i, character in enumerate(line):
         if character != " ":
             start = x + font.getlength(line[: i + 1]) - font.getlength(character)
             left, top, right, bottom = font.getbbox(character)
             box = (start + left, y + top, start + right, y + bottom)
-            marks.append(Mark(box, character, i))
+            marks.append(Mark(box, character, i, number))
     return marks
 
 
@@ -347,7 +349,7 @@ def page(seed: int) -> Dialogue:
     ink = _ink(shade, inks, rng)
     pen = ImageDraw.Draw(image)
     marks: list[Mark] = []
-    top = 2.0
+    top, number = 2.0, 0
     while top < SIZE - 20:
         if top + CELL < SIZE and rng.random() < 0.15:
             for x in range(CELL // 2, SIZE, CELL):
@@ -364,7 +366,8 @@ def page(seed: int) -> Dialogue:
         line = line[:-1]
         ascent, descent = font.getmetrics()
         pen.text((2, top), line, font=font, fill=COLOURS[ink])
-        marks += _glyphs(font, line, 2, top)
+        marks += _glyphs(font, line, number, 2, top)
+        number += 1
         top += (ascent + descent) * 0.95
     return Dialogue(image, (), tuple(marks), Facts((), (), ink, shade.name))
 

@@ -27,7 +27,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -54,12 +54,14 @@ from vispec.training.recipes.card import write_licence
 from vispec.training.tokenizer import build_processor, train_tokenizer
 from vispec.training.trainer import Settings, Trainer
 
-PHASES = {"tower": 0.2, "text": 0.04, "joined": 0.46, "grown": 0.3}
+PHASES = {"tower": 0.32, "text": 0.03, "joined": 0.49, "grown": 0.16}
 """Share of the time that each phase gets."""
 RATES = {"tower": 1.5e-3, "text": 2e-3, "joined": 1.5e-3, "grown": 4e-4}
 """Peak learning rate of each phase."""
 WORDS = 600
 """Caption words that the tower learns to recognise."""
+GLIMPSE = 1 / 3
+"""Share of a photograph's patches that the tower learns its words from."""
 LONGEST = 160
 """Text positions of a conversation beside its image."""
 PHOTO_TURNS = 3
@@ -87,6 +89,8 @@ class Plan:
         return Settings(
             self.work / phase,
             RATES[phase],
+            # The grown phase goes on where the joined one ends.
+            final_rate=RATES["grown"] / RATES["joined"] if phase == "joined" else 0.05,
             budget_s=seconds,
             budget_steps=self.phase_steps,
             checkpoint_s=240,
@@ -255,36 +259,53 @@ def in_layers(name: str, parameter: nn.Parameter) -> bool:
 
 
 def tower_batches(plan: Plan, corpus: Corpus) -> Callable[[int], PatchBatch]:
-    """Batches of images with what their patches show: pages, and three photographs in eight."""
+    """Batches of pages with what their patches show, and of glimpses of photographs."""
     place = {word: i for i, word in enumerate(caption_words(corpus.train))}
-    photo_rows = [i for i, source in enumerate(corpus.train.sources) if source == "flickr8k"]
+    photo_rows = np.array([i for i, s in enumerate(corpus.train.sources) if s == "flickr8k"], int)
+    glimpse = max(1, int(plan.shape.visual_tokens * GLIMPSE))
 
     def batch(step: int) -> PatchBatch:
         rng = np.random.default_rng((plan.seed, 3, step))
-        count = plan.batch * 3 // 8 if photo_rows else 0
-        picked = [(corpus.train, int(row)) for row in rng.choice(photo_rows or [0], count)]
-        pages = rng.choice(len(corpus.pages), plan.batch - count)
-        batch = patch_batch([*picked, *((corpus.pages, int(row)) for row in pages)], place)
-        if count:
-            batch.images[:count] = augment(batch.images[:count], rng)
-        return batch
+        pages = rng.choice(len(corpus.pages), plan.batch, replace=False)
+        # As many positions of photographs as of pages.
+        count = min(len(photo_rows), int(plan.batch / GLIMPSE))
+        shown = rng.permutation(photo_rows)[:count]
+        batch = patch_batch(corpus.pages, pages, corpus.train, shown, place)
+        if not count:
+            return batch
+        seen = rng.permuted(np.tile(np.arange(plan.shape.visual_tokens), (count, 1)), axis=1)
+        return replace(
+            batch,
+            photos=augment(batch.photos, rng),
+            seen=torch.from_numpy(np.sort(seen[:, :glimpse], 1)),
+        )
 
     return batch
 
 
-def patch_batch(rows: Sequence[tuple[ImageCache, int]], place: dict[str, int]) -> PatchBatch:
-    """Some images with their patch classes and caption words."""
-    words = torch.full((len(rows), WORDS), float("nan"))
-    for i, (cache, row) in enumerate(rows):
-        if cache.sources[row] != "scene":
-            words[i] = 0.0
-            for word in _words(cache, row) & place.keys():
-                words[i, place[word]] = 1.0
+def patch_batch(
+    drawn: ImageCache,
+    rows: np.ndarray,
+    pictures: ImageCache,
+    photo_rows: np.ndarray,
+    place: dict[str, int],
+) -> PatchBatch:
+    """Some drawn images with their patch classes, some photographs with their caption words."""
+    words = torch.zeros(len(photo_rows), WORDS)
+    for i, row in enumerate(photo_rows):
+        for word in _words(pictures, row) & place.keys():
+            words[i, place[word]] = 1.0
+    glyphs, hues, ranks, lines = (
+        torch.from_numpy(array[rows]).long()
+        for array in (drawn.glyphs, drawn.hues, drawn.ranks, drawn.lines)
+    )
     return PatchBatch(
-        torch.from_numpy(np.stack([cache.pixels[row] for cache, row in rows])),
-        torch.from_numpy(np.stack([cache.glyphs[row] for cache, row in rows])).long(),
-        torch.from_numpy(np.stack([cache.hues[row] for cache, row in rows])).long(),
-        torch.from_numpy(np.stack([cache.ranks[row] for cache, row in rows])).long(),
+        torch.from_numpy(drawn.pixels[rows]),
+        glyphs,
+        hues,
+        ranks,
+        lines,
+        torch.from_numpy(pictures.pixels[photo_rows]),
         words,
     )
 
@@ -306,17 +327,19 @@ def caption_words(cache: ImageCache) -> list[str]:
 def _judge_tower(model: nn.Module, plan: Plan, corpus: Corpus) -> dict[str, float]:
     place = {word: i for i, word in enumerate(caption_words(corpus.train))}
     rng = np.random.default_rng(plan.seed)
-    count = min(128, len(corpus.heldout)) // plan.batch * plan.batch
-    rows = rng.choice(len(corpus.heldout), count, replace=False)
-    found = []
-    for start in range(0, count, plan.batch):
-        shown = [(corpus.heldout, int(row)) for row in rows[start : start + plan.batch]]
+    sources = np.array(corpus.heldout.sources)
+    found: dict[str, list[float]] = {}
+    kinds = [np.flatnonzero(sources == kind) for kind in ("scene", "flickr8k")]
+    chosen = [rng.permutation(rows)[:64] for rows in kinds]
+    for start in range(0, len(chosen[0]), 16):
+        drawn, photo = (rows[start : start + 16] for rows in chosen)
         with torch.autocast("cpu", torch.bfloat16):
-            loss, numbers = patch_loss(model, patch_batch(shown, place))
-        found.append({"heldout": loss.item(), **{f"heldout_{k}": v for k, v in numbers.items()}})
-    return {
-        name: sum(numbers.get(name, 0.0) for numbers in found) / len(found) for name in found[0]
-    }
+            loss, numbers = patch_loss(
+                model, patch_batch(corpus.heldout, drawn, corpus.heldout, photo, place)
+            )
+        for name, value in ({"": loss.item()} | numbers).items():
+            found.setdefault(f"heldout_{name}".rstrip("_"), []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def heldout_losses(
