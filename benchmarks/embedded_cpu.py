@@ -236,6 +236,8 @@ def summarise(lines: list[dict[str, Any]], items: Sequence[Item]) -> list[dict[s
             here = [
                 line for line in lines if (line["task"], line["temperature"]) == (task, temperature)
             ]
+            if not here:
+                continue
             names = dict.fromkeys(line["method"] for line in here)
             # Greedy text is `generate`'s; a seed's is the plain loop's.
             reference = "plain" if temperature else "generate"

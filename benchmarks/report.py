@@ -1,0 +1,218 @@
+"""The README's tables and picture, from the results that benchmarks wrote.
+
+    python benchmarks/report.py             # rewrite them
+    python benchmarks/report.py --check     # fail if the README says anything else
+
+Tables stand between ``<!-- NAME -->`` and ``<!-- end NAME -->`` in the README. The picture is
+``benchmarks/results/embedded-cpu.svg``; drawing it needs matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PICTURE = RESULTS / "embedded-cpu.svg"
+TASKS = {
+    "photo": "photograph",
+    "caption": "scene, described",
+    "vqa": "scene, a question",
+    "read": "text, read",
+}
+"""Tasks as people call them, in the order of the tables."""
+METHODS = {
+    "generate": "generate",
+    "generate-static": "generate, static cache, compiled",
+    "generate-lookup": "generate, prompt lookup",
+    "plain": "plain loop",
+    "plain-compiled": "plain loop, compiled",
+    "vispec-uncompiled": "ViSpec tree, not compiled",
+    "eagle-text": "EAGLE, trained on text",
+    "eagle": "EAGLE, trained as ViSpec was",
+    "vispec-chain": "ViSpec chain",
+    "vispec": "ViSpec tree",
+}
+"""Methods as the picture names them, from its top."""
+
+
+def headline(result: dict[str, Any]) -> str:
+    """What ViSpec trees gain, by task and temperature."""
+    lines = [
+        "| task | temperature | `generate` | fastest plain loop | ViSpec | vs `generate` "
+        "| vs plain | acceptance length | of attainable |",
+        "|---" * 9 + "|",
+    ]
+    for temperature in sorted({row["temperature"] for row in result["rows"]}):
+        for task, name in TASKS.items():
+            rows = {
+                row["method"]: row
+                for row in result["rows"]
+                if (row["task"], row["temperature"]) == (task, temperature)
+            }
+            if "vispec" not in rows:
+                continue
+            ours = rows["vispec"]
+            cells = (
+                name,
+                f"{temperature:.0f}",
+                f"{rows['generate']['tokens_per_s']:.0f}",
+                f"{rows[ours['fastest_plain']]['tokens_per_s']:.0f}",
+                f"{ours['tokens_per_s']:.0f}",
+                f"{ours['speedup_vs_generate']:.2f}x",
+                f"{ours['speedup_vs_fastest_plain']:.2f}x",
+                f"{ours['acceptance_length']:.2f}",
+                f"{ours['share_of_attainable']:.0%}",
+            )
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def conditions(result: dict[str, Any]) -> str:
+    """What the headline was measured on, and what a cycle is made of."""
+    machine, rows = result["machine"], result["rows"]
+    ours = [r for r in rows if r["method"] == "vispec" and r["temperature"] == 0]
+    spread = max(
+        (most - least) / row["tokens_per_s"]
+        for row in ours
+        for least, most in [row["tokens_per_s_spread"]]
+    )
+    passes = [
+        sum(r[f"{part}_ms_per_pass"] for r in ours) / len(ours)
+        for part in ("draft", "verify", "overhead")
+    ]
+    return (
+        f"Tokens a second over whole answers, picture and prompt included, one request at a time: "
+        f"{ours[0]['items']} held-out items a task, {ours[0]['repeats']} rounds in which the "
+        f"methods take turns, medians; rounds differ by up to {spread:.0%}. "
+        f"{machine['threads']} threads of {machine['processor']} "
+        f"({', '.join(machine['flags'])}), {result['dtype']}, torch {machine['torch']}, "
+        f"transformers {machine['transformers']}. A greedy cycle takes {passes[0]:.1f} ms of "
+        f"drafting, {passes[1]:.1f} ms of verification and {passes[2]:.1f} ms of everything else."
+    )
+
+
+def sight(report: dict[str, Any]) -> str:
+    """What the target sees, with the true and with another picture."""
+    lines = ["| measure | its picture | another picture |", "|---|---|---|"]
+    lines += [f"| {m['name']} | {m['true']:.2f} | {m['swapped']:.2f} |" for m in report["quality"]]
+    return "\n".join(lines)
+
+
+def acceptance(report: dict[str, Any]) -> str:
+    """What the draft accepts, beside tables that see no picture."""
+    lines = [
+        "| task | bits a token | table of bigrams | prompt lookup | ViSpec |",
+        "|---" * 5 + "|",
+    ]
+    found = {row["task"]: row for row in report["acceptance"]}
+    for task, name in TASKS.items():
+        if task in found:
+            row = found[task]
+            lines.append(
+                f"| {name} | {row['bits_per_token']:.2f} | {row['bigrams']:.2f} "
+                f"| {row['prompt_lookup']:.2f} | {row['draft']:.2f} |"
+            )
+    return "\n".join(lines)
+
+
+def sections() -> dict[str, str]:
+    """What belongs between the README's marks, by mark."""
+    found = {}
+    for name, parts in (
+        ("embedded-cpu", {"speed": headline, "conditions": conditions}),
+        ("embedded-quality", {"sight": sight, "acceptance": acceptance}),
+    ):
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            result = json.loads(path.read_text())
+            found |= {mark: part(result) for mark, part in parts.items()}
+    return found
+
+
+def written(page: str, parts: dict[str, str]) -> str:
+    """The page with every part between its marks.
+
+    Raises:
+        ValueError: if a part has no place on the page.
+    """
+    for mark, text in parts.items():
+        place = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end {mark} -->)", re.DOTALL)
+        if not place.search(page):
+            raise ValueError(f"the page has no <!-- {mark} --> … <!-- end {mark} -->")
+        page = place.sub(lambda found, text=text: f"{found[1]}\n{text}\n\n{found[2]}", page)
+    return page
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Tokens a second of every method, a panel a task, greedy answers."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "vispec"  # the same picture from the same numbers
+    from matplotlib import pyplot
+
+    greedy = [row for row in result["rows"] if row["temperature"] == 0]
+    tasks = [task for task in TASKS if any(row["task"] == task for row in greedy)]
+    figure, panels = pyplot.subplots(
+        1,
+        len(tasks),
+        figsize=(3.0 + 2.3 * len(tasks), 3.6),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for panel, task in zip(panels[0], tasks, strict=True):
+        rows = {row["method"]: row for row in greedy if row["task"] == task}
+        names = [method for method in METHODS if method in rows]
+        speeds = [rows[name]["tokens_per_s"] for name in names]
+        low, high = zip(*(rows[name]["tokens_per_s_spread"] for name in names), strict=True)
+        errors = [
+            [speed - least for speed, least in zip(speeds, low, strict=True)],
+            [most - speed for speed, most in zip(speeds, high, strict=True)],
+        ]
+        colours = [
+            "#2a9d5c" if name.startswith("vispec") else "#7a9cc6" if "eagle" in name else "#b8bcc2"
+            for name in names
+        ]
+        places = range(len(names), 0, -1)
+        panel.barh(places, speeds, xerr=errors, color=colours, error_kw={"elinewidth": 0.8})
+        for place, name, top in zip(places, names, high, strict=True):
+            gain = rows[name]["speedup_vs_generate"]
+            panel.text(top * 1.02, place, f"{gain:.2f}x", va="center", fontsize=7)
+        panel.set_title(TASKS[task], fontsize=9)
+        panel.set_xlim(0, max(high) * 1.22)
+        panel.tick_params(labelsize=7)
+        panel.set_yticks(list(places), [METHODS[name] for name in names])
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("tokens a second, greedy; speedup over generate", fontsize=8)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if it would")
+    given = parser.parse_args(list(arguments) if arguments is not None else None)
+    page = ROOT / "README.md"
+    before = page.read_text(encoding="utf-8")
+    after = written(before, sections())
+    if given.check:
+        if after != before:
+            sys.exit("README.md does not say what was measured: run python benchmarks/report.py")
+        return
+    page.write_text(after, encoding="utf-8")
+    path = RESULTS / "embedded-cpu.json"
+    if path.exists():
+        draw(json.loads(path.read_text()), PICTURE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The arithmetic of the benchmark, on answers whose speeds are known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import embedded_cpu as bench
+from vispec.evaluation.items import Item
+
+ITEMS = [
+    Item("vqa", Image.new("RGB", (8, 8)), "What colour is it?", "It is red."),
+    Item("vqa", Image.new("RGB", (8, 8)), "What shape is it?", "It is a ring."),
+]
+
+
+def answering(seconds: float, text: str, passes: int = 0) -> Any:
+    """A method that always takes so long and says so much."""
+    stats = {"target_passes": passes, "new_tokens": 7} | {
+        f"{part}_s": seconds / 10 for part in ("draft", "verify", "overhead", "vision", "prefill")
+    }
+
+    def method(item: Item, temperature: float, seed: int) -> Any:
+        ids = list(range(7))
+        return bench.Answer(seconds, ids, text, stats if passes else {})
+
+    return method
+
+
+METHODS = {
+    "generate": answering(1.0, "It is red."),
+    "plain": answering(0.5, "It is red.", passes=6),
+    "vispec": answering(0.25, "It is a ring.", passes=2),
+}
+
+
+def test_speeds_are_ratios_to_generate_and_to_the_fastest_plain_loop(tmp_path: Path) -> None:
+    lines = bench.measure(METHODS, ITEMS, 3, tmp_path / "answers.jsonl")
+    rows = {(r["temperature"], r["method"]): r for r in bench.summarise(lines, ITEMS)}
+    assert set(rows) == {(t, name) for t in (0.0, 1.0) for name in METHODS}
+    row = rows[0.0, "vispec"]
+    assert row["items"] == 2
+    assert row["repeats"] == 3
+    assert row["new_tokens"] == 14
+    assert row["tokens_per_s"] == pytest.approx(28)
+    assert row["speedup_vs_generate"] == pytest.approx(4)
+    assert row["fastest_plain"] == "plain"
+    assert row["speedup_vs_fastest_plain"] == pytest.approx(2)
+    # The first token comes from the prefill.
+    assert row["acceptance_length"] == pytest.approx(3)
+    assert row["identical"] == 2
+    # Overhead is a fifth of what the models take together with it.
+    assert row["attainable_tokens_per_s"] == pytest.approx(7 / 0.1)
+    assert row["quality"]["scene questions right"] == 0.5
+
+
+def test_answers_that_differ_from_the_reference_are_counted(tmp_path: Path) -> None:
+    def other(item: Item, temperature: float, seed: int) -> Any:
+        return bench.Answer(0.1, [1, 2], "Red.")
+
+    lines = bench.measure(METHODS | {"eagle": other}, ITEMS, 1, tmp_path / "answers.jsonl")
+    rows = {(r["temperature"], r["method"]): r for r in bench.summarise(lines, ITEMS)}
+    assert rows[0.0, "eagle"]["identical"] == 0
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    whole = bench.measure(METHODS, ITEMS, 2, file)
+    kept = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(kept[: len(METHODS) * 3]))
+    again = bench.measure(METHODS, ITEMS, 2, file)
+
+    def places(lines: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+        return sorted((x["repeat"], x["temperature"], x["item"], x["method"]) for x in lines)
+
+    assert places(again) == places(whole)
+    assert len(file.read_text().splitlines()) == len(whole) == len(kept)
+    assert all(json.loads(line) for line in file.read_text().splitlines())

@@ -1,0 +1,73 @@
+"""Tables and picture of the README say what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import report
+
+
+def row(task: str, method: str, speed: float, **more: Any) -> dict[str, Any]:
+    return {
+        "task": task, "temperature": 0.0, "method": method, "items": 9, "repeats": 3,
+        "tokens_per_s": speed, "tokens_per_s_spread": [speed * 0.9, speed * 1.1],
+        "speedup_vs_generate": speed / 50, "speedup_vs_fastest_plain": speed / 80,
+        "fastest_plain": "plain",
+    } | more  # fmt: skip
+
+
+RESULT = {
+    "dtype": "float32",
+    "machine": {
+        "processor": "A processor",
+        "flags": ["avx2"],
+        "threads": 2,
+        "torch": "2",
+        "transformers": "5",
+    },
+    "rows": [
+        row("vqa", "generate", 50.0),
+        row("vqa", "plain", 80.0),
+        row(
+            "vqa", "vispec", 160.0, acceptance_length=3.5, share_of_attainable=0.91,
+            draft_ms_per_pass=1.0, verify_ms_per_pass=6.0, overhead_ms_per_pass=0.25,
+        ),
+    ],
+}  # fmt: skip
+
+
+def test_the_headline_names_both_baselines_and_what_was_gained() -> None:
+    assert report.headline(RESULT).splitlines()[2] == (
+        "| scene, a question | 0 | 50 | 80 | 160 | 3.20x | 2.00x | 3.50 | 91% |"
+    )
+
+
+def test_the_conditions_state_machine_spread_and_cycle() -> None:
+    text = report.conditions(RESULT)
+    for part in ("9 held-out items", "3 rounds", "20%", "2 threads of A processor", "1.0 ms"):
+        assert part in text
+
+
+def test_parts_replace_what_stands_between_their_marks_and_nothing_else() -> None:
+    page = "above\n<!-- speed -->\nold | table\n<!-- end speed -->\nbelow\n"
+    once = report.written(page, {"speed": r"new \1 table"})
+    assert once == "above\n<!-- speed -->\n\nnew \\1 table\n\n<!-- end speed -->\nbelow\n"
+    assert report.written(once, {"speed": r"new \1 table"}) == once
+    with pytest.raises(ValueError, match="no <!-- other -->"):
+        report.written(page, {"other": "x"})
+
+
+def test_the_picture_is_the_same_for_the_same_numbers(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for name in ("one.svg", "two.svg"):
+        report.draw(RESULT, tmp_path / name)
+    one, two = (tmp_path / name for name in ("one.svg", "two.svg"))
+    assert one.read_bytes() == two.read_bytes()
+    assert b"<svg" in one.read_bytes()
+
+
+def test_the_readme_says_what_was_measured() -> None:
+    report.main(["--check"])
