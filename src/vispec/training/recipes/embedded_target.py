@@ -32,7 +32,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaProcessor
 
 from vispec.training import photos, scenes
@@ -259,18 +259,22 @@ def in_layers(name: str, parameter: nn.Parameter) -> bool:
 
 
 def tower_batches(plan: Plan, corpus: Corpus) -> Callable[[int], PatchBatch]:
-    """Batches of pages with what their patches show, and of glimpses of photographs."""
+    """Batches of pages and scenes with what their patches show, and of glimpses of photographs."""
     place = {word: i for i, word in enumerate(caption_words(corpus.train))}
-    photo_rows = np.array([i for i, s in enumerate(corpus.train.sources) if s == "flickr8k"], int)
+    sources = np.array(corpus.train.sources)
+    scene_rows, photo_rows = (np.flatnonzero(sources == kind) for kind in ("scene", "flickr8k"))
     glimpse = max(1, int(plan.shape.visual_tokens * GLIMPSE))
 
     def batch(step: int) -> PatchBatch:
         rng = np.random.default_rng((plan.seed, 3, step))
-        pages = rng.choice(len(corpus.pages), plan.batch, replace=False)
+        # Pages teach letters fast; where a line begins and ends is learnt from scenes.
+        pages = rng.choice(len(corpus.pages), plan.batch // 2, replace=False)
+        chosen = rng.choice(scene_rows, plan.batch - len(pages), replace=False)
+        drawn = [(corpus.pages, pages), (corpus.train, chosen)]
         # As many positions of photographs as of pages.
         count = min(len(photo_rows), int(plan.batch / GLIMPSE))
         shown = rng.permutation(photo_rows)[:count]
-        batch = patch_batch(corpus.pages, pages, corpus.train, shown, place)
+        batch = patch_batch(drawn, corpus.train, shown, place)
         if not count:
             return batch
         seen = rng.permuted(np.tile(np.arange(plan.shape.visual_tokens), (count, 1)), axis=1)
@@ -284,8 +288,7 @@ def tower_batches(plan: Plan, corpus: Corpus) -> Callable[[int], PatchBatch]:
 
 
 def patch_batch(
-    drawn: ImageCache,
-    rows: np.ndarray,
+    drawn: Sequence[tuple[ImageCache, np.ndarray]],
     pictures: ImageCache,
     photo_rows: np.ndarray,
     place: dict[str, int],
@@ -295,16 +298,17 @@ def patch_batch(
     for i, row in enumerate(photo_rows):
         for word in _words(pictures, row) & place.keys():
             words[i, place[word]] = 1.0
-    glyphs, hues, ranks, lines = (
-        torch.from_numpy(array[rows]).long()
-        for array in (drawn.glyphs, drawn.hues, drawn.ranks, drawn.lines)
-    )
+
+    def of_patches(name: str) -> Tensor:
+        found = [getattr(cache, name)[rows] for cache, rows in drawn]
+        return torch.from_numpy(np.concatenate(found))
+
     return PatchBatch(
-        torch.from_numpy(drawn.pixels[rows]),
-        glyphs,
-        hues,
-        ranks,
-        lines,
+        of_patches("pixels"),
+        of_patches("glyphs").long(),
+        of_patches("hues").long(),
+        of_patches("ranks").long(),
+        of_patches("lines").long(),
         torch.from_numpy(pictures.pixels[photo_rows]),
         words,
     )
@@ -335,7 +339,7 @@ def _judge_tower(model: nn.Module, plan: Plan, corpus: Corpus) -> dict[str, floa
         drawn, photo = (rows[start : start + 16] for rows in chosen)
         with torch.autocast("cpu", torch.bfloat16):
             loss, numbers = patch_loss(
-                model, patch_batch(corpus.heldout, drawn, corpus.heldout, photo, place)
+                model, patch_batch([(corpus.heldout, drawn)], corpus.heldout, photo, place)
             )
         for name, value in ({"": loss.item()} | numbers).items():
             found.setdefault(f"heldout_{name}".rstrip("_"), []).append(value)
