@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from vispec.training.augment import augment
-from vispec.training.image_cache import PATCH_CLASSES, ImageCache
+from vispec.training.image_cache import LINE_CLASSES, PATCH_CLASSES, RANK_CLASSES, ImageCache
 from vispec.training.scene_words import Turn
 
 IGNORED = -100
@@ -176,8 +176,9 @@ class ImageBatches:
     """Questions about cached images; ``batches(step)`` is a ``Batch``.
 
     The positions of visual tokens are labelled too: a patch that shows a character or a form
-    predicts its token. It ties what the tower sees to the words of the decoder with dozens of
-    labels an image, where reading answers alone are slow to do so.
+    predicts its token, or, as often, the one that is read behind the character. It ties what the
+    tower sees to the words of the decoder with dozens of labels an image, and makes spelling a
+    matter of finding the character that was said last, where answers alone are slow to teach both.
 
     Images are visited in shuffled epochs. Photographs are cropped, mirrored and tinted at random;
     scenes are not, because their answers name places and colours.
@@ -203,6 +204,7 @@ class ImageBatches:
         self.batch, self.longest, self.seed = batch, longest, seed
         self.width = -(-(len(encoder.opening) + longest) // 32) * 32
         self.names = torch.tensor([_patch_token(encoder, name) for name in PATCH_CLASSES])
+        self.ends = torch.tensor([encoder.encode(" ")[0], encoder.encode('".')[0]])
         kept = sorted(set(self.rows))
         self.encoded = dict(zip(kept, encoder.turns([cache.turns[r] for r in kept]), strict=True))
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
@@ -224,17 +226,45 @@ class ImageBatches:
                 else self.encoder.questions(order, self.longest)
             )
         batch = self.encoder.collate(shown, self.cache.pixels[rows], self.width)
-        glyphs = torch.from_numpy(self.cache.glyphs[rows]).long()
-        visual = slice(len(self.encoder.opening) - glyphs.shape[1], len(self.encoder.opening))
-        batch.labels[:, visual] = self.names[glyphs]
+        labels = self._patch_labels(rows, rng)
+        visual = slice(len(self.encoder.opening) - labels.shape[1], len(self.encoder.opening))
+        batch.labels[:, visual] = labels
         photo = [i for i, row in enumerate(rows) if self.cache.sources[row] != "scene"]
         if photo:
             assert batch.images is not None
             batch.images[photo] = augment(batch.images[photo], rng)
         return batch
 
+    def _patch_labels(self, rows: Sequence[int], rng: np.random.Generator) -> Tensor:
+        """``[b, v]`` what the patches of some images should say."""
+        cache = self.cache
+        glyphs = cache.glyphs[rows]
+        own = self.names[torch.from_numpy(glyphs).long()]
+        patches = zip(glyphs, cache.ranks[rows], cache.lines[rows], strict=True)
+        behind = np.stack([following(*image) for image in patches])
+        ids = torch.cat([self.names, self.ends])[torch.from_numpy(behind)]
+        swapped = torch.from_numpy((behind != 0) & (rng.random(behind.shape) < 0.5))
+        return torch.where(swapped, ids, own)
+
     def _shuffle(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, epoch)).permutation(self.rows)
+
+
+SPACE, END = len(PATCH_CLASSES), len(PATCH_CLASSES) + 1
+
+
+def following(glyphs: np.ndarray, ranks: np.ndarray, lines: np.ndarray) -> np.ndarray:
+    """What is read behind the character of every patch of one image, ``[v]`` int64.
+
+    A class of ``PATCH_CLASSES``, ``SPACE`` between words and lines, ``END`` behind the last
+    character; 0 for patches that show none.
+    """
+    table = np.zeros((len(LINE_CLASSES), len(RANK_CLASSES) + 2), np.int64)
+    table[lines, ranks] = glyphs
+    behind = table[lines, ranks + 1]
+    more = (table[lines, ranks + 2] > 0) | (lines < lines.max())
+    behind = np.where(behind > 0, behind, np.where(more, SPACE, END))
+    return np.where(lines > 0, behind, 0)
 
 
 def _patch_token(encoder: Encoder, name: str) -> int:
