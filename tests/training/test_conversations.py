@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
+import json
+from pathlib import Path
 
-from vispec.training import scenes
-from vispec.training.conversations import END, SPACE, following
-from vispec.training.image_cache import PATCH_CLASSES, RANK_CLASSES, patch_labels
+import numpy as np
+from PIL import Image
+
+from vispec.training import photos, scenes
+from vispec.training.conversations import END, IGNORED, SPACE, Encoder, ImageBatches, following
+from vispec.training.image_cache import PATCH_CLASSES, RANK_CLASSES, ImageCache, patch_labels
+from vispec.training.tokenizer import train_tokenizer
 
 
 def test_behind_every_character_stands_the_next_one_of_the_text() -> None:
@@ -42,3 +47,22 @@ def test_forms_have_nothing_to_be_read_behind_them() -> None:
     assert not lines.any()
     assert not following(glyphs, ranks, lines).any()
     assert SPACE != END
+
+
+def test_patches_of_a_photograph_predict_words_of_its_answers(tmp_path: Path) -> None:
+    (tmp_path / "flickr8k" / "images").mkdir(parents=True)
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "flickr8k" / "images" / "a.jpg")
+    line = {"image": "images/a.jpg", "captions": ["A brown dog is running ."]}
+    (tmp_path / "flickr8k" / "annotations.jsonl").write_text(json.dumps(line))
+    pictures = [p for part in ("train", "heldout") for p in photos.load(tmp_path, "flickr8k", part)]
+    cache = ImageCache.build(tmp_path / "cache", [3], pictures)
+    texts = [f" {t.question} {t.answer} a brown dog" for turns in cache.turns for t in turns] * 3
+    encoder = Encoder(train_tokenizer(texts, 500), 144)
+    batches = ImageBatches(encoder, cache, [1], 1, 160, seed=0)
+    words = {"".join(encoder.tokenizer.convert_ids_to_tokens([t])) for t in _labels(batches)}
+    assert {"Ġbrown", "Ġdog"} <= words <= {"Ġbrown", "Ġdog", "Ġrunning"}
+
+
+def _labels(batches: ImageBatches) -> list[int]:
+    labels = [batches(step).labels[0, 6:150] for step in range(3)]
+    return [int(t) for row in labels for t in row if t != IGNORED]

@@ -6,6 +6,7 @@ uninterrupted one would have seen. Letters: ``b`` conversations, ``t`` positions
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +20,8 @@ from vispec.training.augment import augment
 from vispec.training.image_cache import LINE_CLASSES, PATCH_CLASSES, RANK_CLASSES, ImageCache
 from vispec.training.scene_words import Turn
 
+_ANYWHERE = "and are for from her his its she that the their there they this while with"
+_UNTELLING = frozenset(_ANYWHERE.split())
 IGNORED = -100
 """Label of positions that carry no loss."""
 
@@ -179,6 +182,7 @@ class ImageBatches:
     predicts its token, or, as often, the one that is read behind the character. It ties what the
     tower sees to the words of the decoder with dozens of labels an image, and makes spelling a
     matter of finding the character that was said last, where answers alone are slow to teach both.
+    Of a photograph, every third patch predicts some word of its answers.
 
     Images are visited in shuffled epochs. Photographs are cropped, mirrored and tinted at random;
     scenes are not, because their answers name places and colours.
@@ -244,7 +248,20 @@ class ImageBatches:
         behind = np.stack([following(*image) for image in patches])
         ids = torch.cat([self.names, self.ends])[torch.from_numpy(behind)]
         swapped = torch.from_numpy((behind != 0) & (rng.random(behind.shape) < 0.5))
-        return torch.where(swapped, ids, own)
+        labels = torch.where(swapped, ids, own)
+        for place, row in enumerate(rows):
+            if cache.sources[row] != "scene" and (words := self._answer_words(row)):
+                told = torch.from_numpy(rng.choice(words, labels.shape[1]))
+                chosen = torch.from_numpy(rng.random(labels.shape[1]) < 1 / 3)
+                labels[place] = torch.where(chosen, told, IGNORED)
+        return labels
+
+    def _answer_words(self, row: int) -> list[int]:
+        """Tokens that are telling words of an image's answers, as often as they are said."""
+        told = re.findall("[a-z]+", " ".join(t.answer for t in self.cache.turns[row]).lower())
+        telling = (word for word in told if len(word) > 2 and word not in _UNTELLING)
+        ids = (_patch_token(self.encoder, word) for word in telling)
+        return [token for token in ids if token != IGNORED]
 
     def _shuffle(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, epoch)).permutation(self.rows)
@@ -267,6 +284,7 @@ def following(glyphs: np.ndarray, ranks: np.ndarray, lines: np.ndarray) -> np.nd
     return np.where(lines > 0, behind, 0)
 
 
+@lru_cache(maxsize=8192)
 def _patch_token(encoder: Encoder, name: str) -> int:
     """The token that a patch showing ``name`` should say, if it is a single one."""
     ids = encoder.encode(name if len(name) < 2 else f" {name}")

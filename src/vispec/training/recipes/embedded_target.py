@@ -54,7 +54,7 @@ from vispec.training.recipes.card import write_licence
 from vispec.training.tokenizer import build_processor, train_tokenizer
 from vispec.training.trainer import Settings, Trainer
 
-PHASES = {"tower": 0.32, "text": 0.03, "joined": 0.49, "grown": 0.16}
+PHASES = {"tower": 0.216, "text": 0.02, "joined": 0.5, "grown": 0.264}
 """Share of the time that each phase gets."""
 RATES = {"tower": 1.5e-3, "text": 2e-3, "joined": 1.5e-3, "grown": 4e-4}
 """Peak learning rate of each phase."""
