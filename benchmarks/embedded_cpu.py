@@ -256,6 +256,10 @@ def summarise(lines: list[dict[str, Any]], items: Sequence[Item]) -> list[dict[s
                 row["speedup_vs_generate"] = row["tokens_per_s"] / speed["generate"]
                 row["speedup_vs_fastest_plain"] = row["tokens_per_s"] / speed[fastest]
                 row["fastest_plain"] = fastest
+                if "attainable_tokens_per_s" in row:
+                    row["attainable_vs_generate"] = (
+                        row["attainable_tokens_per_s"] / speed["generate"]
+                    )
                 rows.append({"task": task, "temperature": temperature} | row)
     return rows
 

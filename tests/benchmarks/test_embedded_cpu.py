@@ -55,6 +55,7 @@ def test_speeds_are_ratios_to_generate_and_to_the_fastest_plain_loop(tmp_path: P
     assert row["identical"] == 2
     # Overhead is a fifth of what the models take together with it.
     assert row["attainable_tokens_per_s"] == pytest.approx(7 / 0.1)
+    assert row["attainable_vs_generate"] == pytest.approx(10)
     assert row["quality"]["scene questions right"] == 0.5
 
 
