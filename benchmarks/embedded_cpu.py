@@ -34,6 +34,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,10 @@ from typing import Any
 import torch
 from transformers import CompileConfig, StaticCache
 
-from vispec.decoding.engine import Engine
+from vispec.checkpoints.files import fingerprint, locate
+from vispec.decoding.engine import Engine, Request
+from vispec.decoding.planner import CHAINS, TREES, fastest_tree
+from vispec.decoding.sampling import Sampling
 from vispec.decoding.tree import TreeShape
 from vispec.evaluation.items import TASKS, Item, held_out
 from vispec.evaluation.quality import score
@@ -51,13 +55,8 @@ from vispec.targets import Target, wrap
 MAX_NEW_TOKENS = 128
 TEMPERATURES = (0.0, 1.0)
 PLAIN = ("generate", "generate-static", "plain", "plain-compiled")
-TREES = tuple(
-    TreeShape(size, depth, width)
-    for size, depth, width in (
-        (6, 3, 2), (8, 4, 2), (8, 5, 2), (12, 5, 3), (12, 6, 3), (16, 6, 4), (24, 7, 6),
-    )
-)  # fmt: skip
-CHAINS = tuple(TreeShape.chain(length) for length in (2, 3, 4, 5, 6))
+MODELS = ("vision", "prefill", "draft", "verify")
+"""Parts of an answer's time in which a model runs."""
 DRAFTS = Path(__file__).parent / "drafts"
 
 
@@ -82,11 +81,13 @@ def huggingface(target: Target, options: Callable[[], dict[str, Any]] = dict) ->
         torch.manual_seed(seed)
         begun = time.perf_counter()
         prompt = target.encode(item.question, [item.image])
-        sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
+        # Of all tokens, as ours; by itself `generate` samples among the 50 likeliest.
+        sampled = {"do_sample": True, "temperature": temperature, "top_k": 0}
+        sampling = sampled if temperature else {"do_sample": False}
         with torch.inference_mode():
             out = target.model.generate(
                 **prompt.inputs,
-                **({"do_sample": False} | sampling),
+                **sampling,
                 max_new_tokens=MAX_NEW_TOKENS,
                 **options(),
             )
@@ -97,9 +98,10 @@ def huggingface(target: Target, options: Callable[[], dict[str, Any]] = dict) ->
     return run
 
 
-def static_cache(target: Target) -> Callable[[], dict[str, Any]]:
+def static_cache(target: Target, items: Sequence[Item]) -> Callable[[], dict[str, Any]]:
     """Options of `generate` with one static cache, made once and emptied before every answer."""
-    cache = StaticCache(config=target.model.config, max_cache_len=384)
+    longest = max(len(target.encode(item.question, [item.image])) for item in items)
+    cache = StaticCache(config=target.model.config, max_cache_len=longest + MAX_NEW_TOKENS)
     compiled = CompileConfig(mode="default", fullgraph=False, dynamic=None)
     # `generate` compiles on accelerators alone unless told so.
     compiled._compile_all_devices = True
@@ -111,48 +113,32 @@ def static_cache(target: Target) -> Callable[[], dict[str, Any]]:
     return options
 
 
+def request(item: Item, temperature: float, seed: int) -> Request:
+    """An item as our engine takes it."""
+    sampling = Sampling(max_new_tokens=MAX_NEW_TOKENS, temperature=temperature, seed=seed)
+    return Request(item.question, [item.image], sampling)
+
+
 def ours(engine: Engine, speculate: bool = True) -> Method:
     """Our loop."""
 
     def run(item: Item, temperature: float, seed: int) -> Answer:
         begun = time.perf_counter()
-        result = engine.generate(
-            item.question,
-            [item.image],
-            max_new_tokens=MAX_NEW_TOKENS,
-            temperature=temperature,
-            seed=seed,
-            speculate=speculate,
-        )
+        result = engine.generate([request(item, temperature, seed)], speculate=speculate)[0]
         seconds = time.perf_counter() - begun
         return Answer(seconds, result.token_ids, result.text, result.stats.as_dict())
 
     return run
 
 
-def choose(
-    target: Target, draft: Any, candidates: Sequence[TreeShape], items: Sequence[Item]
-) -> TreeShape:
-    """The candidate with the most greedy tokens a second on these items."""
-    methods = [ours(Engine(target, draft, tree=shape, compile=True)) for shape in candidates]
-    seconds, tokens = [0.0] * len(methods), [0] * len(methods)
-    for repeat in range(3):
-        for item in items:
-            for i, method in enumerate(methods):
-                answer = method(item, 0.0, 0)
-                if repeat:  # the first round compiles
-                    seconds[i] += answer.seconds
-                    tokens[i] += len(answer.token_ids)
-    rates = [count / spent for count, spent in zip(tokens, seconds, strict=True)]
-    for shape, found in zip(candidates, rates, strict=True):
-        print(f"  {shape}: {found:.0f} tokens/s", file=sys.stderr, flush=True)
-    return candidates[rates.index(max(rates))]
-
-
-def build(folder: str, drafts: Path, items: Sequence[Item], known: dict[str, Any]) -> tuple[
-    dict[str, Method], dict[str, dict[str, int]]
-]:  # fmt: skip
-    """Every method, and the trees that were chosen for it on `items` (or are `known` already)."""
+def build(
+    folder: str,
+    drafts: Path,
+    items: Sequence[Item],
+    others: Sequence[Item],
+    known: dict[str, Any],
+) -> tuple[dict[str, Method], dict[str, dict[str, int]]]:
+    """Every method, and the trees that were chosen for it on `others` (or are `known` already)."""
     target = load_target(folder)
     compiled = wrap(target.model, target.processor)
     vispec_draft = "embedded" if folder == "embedded" else str(drafts / "vispec")
@@ -164,7 +150,7 @@ def build(folder: str, drafts: Path, items: Sequence[Item], known: dict[str, Any
     }
     methods = {
         "generate": huggingface(target),
-        "generate-static": huggingface(target, static_cache(target)),
+        "generate-static": huggingface(target, static_cache(target, items)),
         "generate-lookup": huggingface(target, lambda: {"prompt_lookup_num_tokens": 10}),
         "plain": ours(Engine(target), speculate=False),
         "plain-compiled": ours(Engine(compiled, compile=True), speculate=False),
@@ -178,10 +164,19 @@ def build(folder: str, drafts: Path, items: Sequence[Item], known: dict[str, Any
             tree = TreeShape(**known[name])
         else:
             print(f"choosing the tree of {name}", file=sys.stderr)
-            tree = choose(compiled, draft, candidates, items)
-        methods[name] = ours(Engine(compiled, draft, tree=tree, compile=True))
+            tree = fastest_tree(
+                partial(_compiled_engine, compiled, draft),
+                candidates,
+                [request(item, 0.0, 0) for item in others],
+                report=lambda line: print(f"  {line}", file=sys.stderr, flush=True),
+            )
+        methods[name] = ours(_compiled_engine(compiled, draft, tree))
         trees[name] = asdict(tree)
     return methods, trees
+
+
+def _compiled_engine(target: Target, draft: Any, tree: TreeShape) -> Engine:
+    return Engine(target, draft, tree=tree, compile=True)
 
 
 def measure(
@@ -198,10 +193,8 @@ def measure(
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     done = {(line["repeat"], line["temperature"], line["item"]) for line in lines}
     names = list(methods)
-    for item in items[:2]:  # what compiles, compiles now
-        for method in methods.values():
-            for temperature in TEMPERATURES:
-                method(item, temperature, 0)
+    warm_up(methods, items)
+    compiled = compilations()
     rounds = [
         (repeat, temperature, index)
         for repeat in range(repeats)
@@ -225,11 +218,55 @@ def measure(
         if count % 50 == 49:
             left = (time.monotonic() - begun) / (count + 1) * (len(waiting) - count - 1)
             print(f"{count + 1}/{len(waiting)}, {left / 60:.0f} min left", file=sys.stderr)
+    if compilations() != compiled:
+        print(f"compiled {compilations() - compiled} times while measuring", file=sys.stderr)
     return lines
 
 
+def warm_up(methods: dict[str, Method], items: Sequence[Item]) -> None:
+    """Let what compiles compile now: two items of every task, one of them the longest question."""
+    for task in dict.fromkeys(item.task for item in items):
+        here = [item for item in items if item.task == task]
+        for item in (here[0], max(here, key=lambda item: len(item.question))):
+            for method in methods.values():
+                for temperature in TEMPERATURES:
+                    method(item, temperature, 0)
+
+
+def compilations() -> int:
+    """How many graphs were compiled so far."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def run_of(
+    work: Path, facts: dict[str, Any], trees: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The trees of the run in a work folder, which is of these facts or refused.
+
+    Args:
+        facts: what the answers depend on.
+        trees: to write down, once they are chosen.
+    """
+    path = work / "run.json"
+    kept = json.loads(path.read_text()) if path.exists() else {"facts": facts, "trees": {}}
+    for name, value in facts.items():
+        if kept["facts"].get(name) != value:
+            sys.exit(
+                f"{work} holds answers of another run: {name} was {kept['facts'].get(name)!r},"
+                f" now it is {value!r}; give another --work"
+            )
+    if trees is not None:
+        kept["trees"] = trees
+        path.write_text(json.dumps(kept, indent=1) + "\n")
+    return kept["trees"]
+
+
 def summarise(lines: list[dict[str, Any]], items: Sequence[Item]) -> list[dict[str, Any]]:
-    """One row a task, method and temperature."""
+    """One row a task, method and temperature.
+
+    Every number of speed is a median over the repeats; those that compare methods are ratios
+    within a repeat.
+    """
     rows = []
     for temperature in TEMPERATURES:
         for task in TASKS:
@@ -238,52 +275,59 @@ def summarise(lines: list[dict[str, Any]], items: Sequence[Item]) -> list[dict[s
             ]
             if not here:
                 continue
-            names = dict.fromkeys(line["method"] for line in here)
-            # Greedy text is `generate`'s; a seed's is the plain loop's.
-            reference = "plain" if temperature else "generate"
-            true = {
-                (line["repeat"], line["item"]): line["token_ids"]
-                for line in here
-                if line["method"] == reference
+            by_method = {
+                name: [line for line in here if line["method"] == name]
+                for name in dict.fromkeys(line["method"] for line in here)
             }
-            found = [
-                _row(name, [line for line in here if line["method"] == name], items, true)
-                for name in names
-            ]
-            speed = {row["method"]: row["tokens_per_s"] for row in found}
-            fastest = max((name for name in PLAIN if name in speed), key=lambda name: speed[name])
-            for row in found:
-                row["speedup_vs_generate"] = row["tokens_per_s"] / speed["generate"]
-                row["speedup_vs_fastest_plain"] = row["tokens_per_s"] / speed[fastest]
-                row["fastest_plain"] = fastest
-                if "attainable_tokens_per_s" in row:
-                    row["attainable_vs_generate"] = (
-                        row["attainable_tokens_per_s"] / speed["generate"]
-                    )
-                rows.append({"task": task, "temperature": temperature} | row)
+            speeds = {name: _speeds(found) for name, found in by_method.items()}
+            plain = [name for name in PLAIN if name in speeds]
+            fastest = max(plain, key=lambda name: statistics.median(speeds[name]))
+            # Greedy text is `generate`'s; a seed's is the plain loop's.
+            reference = by_method["plain" if temperature else "generate"]
+            true = {(line["repeat"], line["item"]): line["token_ids"] for line in reference}
+            for name, found in by_method.items():
+                row = _row(found, items) | {"fastest_plain": fastest}
+                if temperature == 0 or ("stats" in found[0] and found[0]["stats"]):
+                    row["identical"] = sum(
+                        line["token_ids"] == true[line["repeat"], line["item"]] for line in found
+                    ) / len(found)
+                for label, other in (("generate", "generate"), ("fastest_plain", fastest)):
+                    gains = _ratios(speeds[name], speeds[other])
+                    row[f"speedup_vs_{label}"] = statistics.median(gains)
+                    row[f"speedup_vs_{label}_spread"] = [min(gains), max(gains)]
+                    if "attainable_tokens_per_s" in row:
+                        best = row["attainable_tokens_per_s"]
+                        row[f"attainable_vs_{label}"] = best / statistics.median(speeds[other])
+                rows.append({"task": task, "temperature": temperature, "method": name} | row)
     return rows
 
 
-def _row(
-    name: str,
-    lines: list[dict[str, Any]],
-    items: Sequence[Item],
-    true: dict[tuple[int, int], list[int]],
-) -> dict[str, Any]:
+def _by_repeat(lines: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     repeats = sorted({line["repeat"] for line in lines})
-    speeds = [
+    return [[line for line in lines if line["repeat"] == repeat] for repeat in repeats]
+
+
+def _speeds(lines: list[dict[str, Any]]) -> list[float]:
+    """Tokens a second of every repeat."""
+    return [
         sum(len(line["token_ids"]) for line in part) / sum(line["seconds"] for line in part)
-        for part in ([line for line in lines if line["repeat"] == r] for r in repeats)
+        for part in _by_repeat(lines)
     ]
-    first = [line for line in lines if line["repeat"] == repeats[0]]
+
+
+def _ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    return [a / b for a, b in zip(ours, theirs, strict=True)]
+
+
+def _row(lines: list[dict[str, Any]], items: Sequence[Item]) -> dict[str, Any]:
+    speeds = _speeds(lines)
+    first = _by_repeat(lines)[0]
     row: dict[str, Any] = {
-        "method": name,
         "items": len(first),
-        "repeats": len(repeats),
+        "repeats": len(speeds),
         "new_tokens": sum(len(line["token_ids"]) for line in first),
         "tokens_per_s": statistics.median(speeds),
         "tokens_per_s_spread": [min(speeds), max(speeds)],
-        "identical": sum(line["token_ids"] == true[line["repeat"], line["item"]] for line in first),
         "quality": score([items[line["item"]] for line in first], [line["text"] for line in first]),
     }
     stats = [line["stats"] for line in lines if line["stats"]]
@@ -294,10 +338,15 @@ def _row(
             row[f"{part}_ms_per_pass"] = 1e3 * sum(s[f"{part}_s"] for s in stats) / passes
         for part in ("vision", "prefill"):
             row[f"{part}_ms"] = 1e3 * sum(s[f"{part}_s"] for s in stats) / len(stats)
-        # What would be left if nothing but the models took time.
-        models = sum(s["vision_s"] + s["prefill_s"] + s["draft_s"] + s["verify_s"] for s in stats)
-        row["attainable_tokens_per_s"] = sum(s["new_tokens"] for s in stats) / models
-        row["share_of_attainable"] = row["tokens_per_s"] / row["attainable_tokens_per_s"]
+        # What would be left if nothing but running the models took time: no acceptance, no caches
+        # kept, no text, no pictures decoded.
+        attainable = [
+            sum(len(line["token_ids"]) for line in part)
+            / sum(line["stats"][f"{name}_s"] for line in part for name in MODELS)
+            for part in _by_repeat(lines)
+        ]
+        row["attainable_tokens_per_s"] = statistics.median(attainable)
+        row["share_of_attainable"] = statistics.median(_ratios(speeds, attainable))
     return row
 
 
@@ -313,6 +362,13 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in ("torch", "transformers", "vispec")},
     }
+
+
+def git(*words: str) -> str:
+    """What git answers here; nothing outside a checkout."""
+    return subprocess.run(
+        ["git", *words], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+    ).stdout.strip()
 
 
 def main(argv: Iterable[str] | None = None) -> None:
@@ -336,21 +392,32 @@ def main(argv: Iterable[str] | None = None) -> None:
     by_task = {task: [item for item in asked if item.task == task] for task in TASKS}
     items = [item for found in by_task.values() for item in found[: given.items]]
     others = [item for found in by_task.values() for item in found[given.items :]]
-
-    chosen = given.work / "trees.json"
-    known = json.loads(chosen.read_text()) if chosen.exists() else {}
-    methods, trees = build(given.target, given.drafts, others, known)
-    chosen.write_text(json.dumps(trees))
-    lines = measure(methods, items, given.repeats, given.work / "answers.jsonl")
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    result = {
-        "command": f"python benchmarks/embedded_cpu.py --items {given.items}"
-        f" --repeats {given.repeats} --threads {given.threads}",
-        "commit": commit,
-        "dtype": "float32",
+    # A tree that runs uncompiled because too many were compiled would be measured as slow.
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    target = Path(locate(given.target, "target"))
+    embedded = given.target == "embedded"
+    vispec_draft = locate("embedded", "draft") if embedded else given.drafts / "vispec"
+    folders = {"target": target, "vispec": vispec_draft} | {
+        name: given.drafts / name for name in ("eagle", "eagle-text")
+    }
+    facts = {
+        "weights": {name: fingerprint(folder) for name, folder in folders.items()},
+        "items": [given.items, given.choosing, len(items)],
         "machine": machine(),
+    }
+    trees = run_of(given.work, facts)
+    methods, trees = build(given.target, given.drafts, items, others, trees)
+    run_of(given.work, facts, trees)
+    commit = git("rev-parse", "--short", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    lines = measure(methods, items, given.repeats, given.work / "answers.jsonl")
+    result = {
+        "command": f"python benchmarks/embedded_cpu.py --target {given.target}"
+        f" --items {given.items} --choosing {given.choosing} --repeats {given.repeats}"
+        f" --threads {given.threads}" + (" --data DIR" if given.data else ""),
+        "commit": commit + (" with changes" if changed else ""),
+        "dtype": str(load_target(given.target).dtype).removeprefix("torch."),
+        **facts,
         "trees": trees,
         "rows": summarise(lines, items),
     }

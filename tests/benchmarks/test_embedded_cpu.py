@@ -52,7 +52,8 @@ def test_speeds_are_ratios_to_generate_and_to_the_fastest_plain_loop(tmp_path: P
     assert row["speedup_vs_fastest_plain"] == pytest.approx(2)
     # The first token comes from the prefill.
     assert row["acceptance_length"] == pytest.approx(3)
-    assert row["identical"] == 2
+    assert row["identical"] == 1
+    assert row["speedup_vs_generate_spread"] == pytest.approx([4, 4])
     # Overhead is a fifth of what the models take together with it.
     assert row["attainable_tokens_per_s"] == pytest.approx(7 / 0.1)
     assert row["attainable_vs_generate"] == pytest.approx(10)
@@ -66,6 +67,35 @@ def test_answers_that_differ_from_the_reference_are_counted(tmp_path: Path) -> N
     lines = bench.measure(METHODS | {"eagle": other}, ITEMS, 1, tmp_path / "answers.jsonl")
     rows = {(r["temperature"], r["method"]): r for r in bench.summarise(lines, ITEMS)}
     assert rows[0.0, "eagle"]["identical"] == 0
+
+
+def test_sampled_text_is_compared_with_the_plain_loops_and_not_with_generates(
+    tmp_path: Path,
+) -> None:
+    lines = bench.measure(METHODS, ITEMS, 1, tmp_path / "answers.jsonl")
+    rows = {(r["temperature"], r["method"]): r for r in bench.summarise(lines, ITEMS)}
+    assert "identical" not in rows[1.0, "generate"]
+    assert rows[1.0, "vispec"]["identical"] == 1
+
+
+def test_a_slow_repeat_changes_no_median(tmp_path: Path) -> None:
+    lines = bench.measure(METHODS, ITEMS, 3, tmp_path / "answers.jsonl")
+    for line in lines:
+        if line["repeat"] == 1:
+            line["seconds"] *= 10
+    rows = {(r["temperature"], r["method"]): r for r in bench.summarise(lines, ITEMS)}
+    assert rows[0.0, "vispec"]["tokens_per_s"] == pytest.approx(28)
+    assert rows[0.0, "vispec"]["tokens_per_s_spread"] == pytest.approx([2.8, 28])
+    assert rows[0.0, "vispec"]["speedup_vs_generate"] == pytest.approx(4)
+
+
+def test_answers_of_another_run_are_not_taken_for_this_ones(tmp_path: Path) -> None:
+    facts = {"weights": {"target": "a"}, "items": [2, 1, 6]}
+    assert bench.run_of(tmp_path, facts) == {}
+    bench.run_of(tmp_path, facts, {"vispec": {"size": 8}})
+    assert bench.run_of(tmp_path, facts) == {"vispec": {"size": 8}}
+    with pytest.raises(SystemExit, match=r"another run: items was \[2, 1, 6\], now it is \[3"):
+        bench.run_of(tmp_path, facts | {"items": [3, 1, 9]})
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from vispec.checkpoints import files
 from vispec.checkpoints.files import (
     fetch,
+    fingerprint,
     locate,
     read_config,
     read_tensors,
@@ -180,3 +181,12 @@ def test_embedded_names_a_packaged_folder_and_other_names_stay(
         (tmp_path / role).mkdir()
         (tmp_path / role / "config.json").write_text("{}")
         assert locate("embedded", role) == str(tmp_path / role)
+
+
+def test_other_weights_have_another_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    one = fingerprint(tmp_path)
+    (tmp_path / "README.md").write_text("a card")
+    assert fingerprint(tmp_path) == one
+    (tmp_path / "model.safetensors").write_bytes(b"two")
+    assert fingerprint(tmp_path) != one

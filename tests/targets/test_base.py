@@ -51,6 +51,18 @@ def test_an_attention_that_takes_no_mask_is_refused_by_name(attention: str) -> N
         wrap(model, None)
 
 
+@torch.inference_mode()
+def test_a_users_own_hook_on_the_decoder_runs_once_a_prompt() -> None:
+    model = tiny.llava()
+    target = wrap(model, talking.processor())
+    seen: list[int] = []
+    hook = target.decoder.register_forward_pre_hook(lambda module, args: seen.append(1))
+    prompt = target.encode("the cat", [talking.picture(0)])
+    target.prefill(prompt, target.new_cache(1, len(prompt) + 4), 0)
+    hook.remove()
+    assert seen == [1]
+
+
 def test_facts_are_the_models_own() -> None:
     model = tiny.llava()
     target = wrap(model, talking.processor())

@@ -44,3 +44,13 @@ def test_half_of_the_views_are_mirrored() -> None:
     seen = augment(ramp.contiguous(), np.random.default_rng(4)).float()
     falling = (seen[:, :, 0] > seen[:, :, -1]).float().mean((1, 2)) > 0.5
     assert 70 < int(falling.sum()) < 130
+
+
+def test_pictures_whose_places_are_named_are_only_tinted() -> None:
+    images = torch.randint(0, 255, (4, 32, 32, 3), dtype=torch.uint8)
+    images[:, :, :16] //= 4  # the left half is darker
+    seen = augment(images, np.random.default_rng(0), [True, False, True, True]).float()
+    for before, after in ((images[i].float(), seen[i]) for i in (0, 2, 3)):
+        for channel in range(3):
+            pair = torch.stack([before[..., channel].flatten(), after[..., channel].flatten()])
+            assert torch.corrcoef(pair)[0, 1] > 0.97

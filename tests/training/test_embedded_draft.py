@@ -17,8 +17,8 @@ import vispec
 from vispec.adapters import QueryAdapter
 from vispec.decoding.tree import TreeShape
 from vispec.drafts import EagleDraft
+from vispec.errors import VispecError
 from vispec.training import scenes
-from vispec.training.distill import Question
 from vispec.training.recipes import embedded_draft as recipe
 
 
@@ -77,8 +77,10 @@ def test_photo_questions_come_from_both_sets_and_one_part(data: Path) -> None:
 
 def test_text_questions_are_the_same_ones_without_a_picture() -> None:
     asked = recipe.scene_questions(5, "train", 0, (0.0,))
-    alone = recipe.text_questions(asked)
-    assert [q.prompt for q in alone] == [q.prompt for q in asked]
+    alone = recipe.text_questions(asked, 3)
+    assert len(alone) == 3
+    assert {q.prompt for q in alone} <= {q.prompt for q in asked}
+    assert len(recipe.text_questions(asked, 9)) == 5
     assert all(q.image is None and q.temperature == 1.0 for q in alone)
     assert not {q.key for q in alone} & {q.key for q in asked}
 
@@ -97,14 +99,6 @@ def test_a_new_draft_fits_its_target_and_depends_on_its_seed(queries: int) -> No
     same, other = (recipe.new_draft(target, queries, seed=seed) for seed in (1, 2))
     assert torch.equal(draft.fc.weight, same.fc.weight)
     assert not torch.equal(draft.fc.weight, other.fc.weight)
-
-
-def test_the_tree_that_is_chosen_is_a_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
-    trees = (TreeShape(3, 2, 1), TreeShape(6, 2, 3))
-    monkeypatch.setattr(recipe, "TREES", trees)
-    target = talking.target(torch.float32, max_position_embeddings=64)
-    questions = [Question("a", "the"), Question("b", "a", lambda: talking.picture(0))]
-    assert recipe.choose_tree(target, tiny.draft(torch.float32), questions, repeats=1) in trees
 
 
 @pytest.mark.slow
@@ -150,6 +144,9 @@ def test_the_recipe_makes_a_draft_that_loads_and_asks_nothing_twice(
     for stage in ("text", "multimodal"):
         lines = (work / "vispec" / stage / "log.jsonl").read_text().splitlines()
         assert any("heldout_accuracy_3" in line for line in lines)
+
+    with pytest.raises(VispecError, match="answers of another run"):
+        recipe.main([*arguments, "--photos", "5"])
 
     # A draft to compare with learns from the same answers, this one from text alone.
     recipe.main([*arguments, "--kind", "eagle-text", "--out", str(tmp_path / "eagle")])

@@ -53,6 +53,16 @@ def test_features_and_embeddings_are_those_of_the_models_own_forward(target: Tar
         assert (sample.image_index[t:] == -1).all()
 
 
+def test_the_end_of_an_answer_is_left_out(target: Target) -> None:
+    """Nothing is drafted behind it, so nothing is to be learnt there."""
+    question = Question("a", "the", None)
+    eos = next(iter(target.eos_token_ids))
+    samples = [look(target, question, Answer("a", [5, 6, *end], "")) for end in ([], [eos])]
+    assert torch.equal(samples[0].features, samples[1].features)
+    assert len(samples[0].features) == samples[0].answer_start + 2
+    assert len(look(target, question, Answer("a", [eos], "")).features) > 0
+
+
 def test_samples_come_back_from_their_shards_and_are_not_made_again(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

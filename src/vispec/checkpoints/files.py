@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -17,6 +18,14 @@ from vispec.errors import CheckpointError
 
 EMBEDDED = Path(__file__).parent.parent / "models"
 """Where the embedded pair lies: the folders `target` and `draft`."""
+
+
+def fingerprint(folder: str | os.PathLike[str]) -> str:
+    """What tells the weights of a local folder from all others."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def locate(name: str | os.PathLike[str], role: str = "target") -> str:

@@ -115,6 +115,7 @@ def run(
 
         begun = clock()
         cycle = _Cycle(target, active)
+        ready = clock()
         if session is None:
             tree = Tree.root(cycle.roots)
         else:
@@ -133,16 +134,16 @@ def run(
             cache.keep(slot, path)
             job.stats.count(len(path) - 1, job.emit(row, len(path) - 1))
         moved = list(active)
-        accepted = clock()
         kept = _retire(active, cache, session)
+        accepted = clock()
         if session is not None and kept:
             features = seen.features if len(kept) == len(moved) else seen.features[kept]
             session.advance([paths[i] for i in kept], [tokens[i] for i in kept], features)
         advanced = clock()
         for job in moved:
-            job.stats.draft_s += proposed - begun + advanced - accepted
+            job.stats.draft_s += proposed - ready + advanced - accepted
             job.stats.verify_s += verified - proposed
-            job.stats.overhead_s += accepted - verified
+            job.stats.overhead_s += ready - begun + accepted - verified
         yield moved
 
 

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from vispec.adapters.base import Adapter
 from vispec.decoding.cache import SlotCache
+from vispec.decoding.compilation import compiled
 from vispec.decoding.tree import SampledShape, Tree, TreeShape
 from vispec.drafts.base import DraftNoise
 from vispec.drafts.growth import Expand, grow_dynamic, grow_sampled
@@ -278,8 +279,8 @@ class EagleDraft(nn.Module):
         """Compile growing dynamic trees and reading what was accepted."""
         if not self.compiled:
             self.compiled = True
-            self.grow = torch.compile(self.grow)  # type: ignore[method-assign]
-            self.follow = torch.compile(self.follow)  # type: ignore[method-assign]
+            self.grow = compiled(self.grow)  # type: ignore[method-assign]
+            self.follow = compiled(self.follow)  # type: ignore[method-assign]
 
     def grow(
         self,

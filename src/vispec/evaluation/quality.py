@@ -38,7 +38,10 @@ class Measure:
     lower_is_better: bool = False
 
     @property
-    def reached(self) -> bool:
+    def reached(self) -> bool | None:
+        """Whether the goal is reached; None without one."""
+        if self.least is None and self.gain is None:
+            return None
         sign = -1 if self.lower_is_better else 1
         enough = self.least is None or sign * self.true >= sign * self.least
         return enough and (self.gain is None or sign * (self.true - self.swapped) >= self.gain)

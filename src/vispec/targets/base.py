@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from vispec.decoding.cache import READ_STEP, SlotCache
+from vispec.decoding.compilation import compiled
 from vispec.decoding.tree import Tree
 from vispec.errors import AttentionError, CheckpointError, ImageError, PromptTooLongError
 
@@ -290,8 +291,8 @@ class Target:
         """
         if not self.compiled:
             self.compiled = True
-            self._compiled_decoder = torch.compile(self.decoder.forward)
-            self._tree_pass = torch.compile(self._tree_pass)  # type: ignore[method-assign]
+            self._compiled_prompt_pass = compiled(self._prompt_pass)
+            self._tree_pass = compiled(self._tree_pass)  # type: ignore[method-assign]
 
     def prefill(self, prompt: Prompt, cache: SlotCache, slot: int) -> Prefill:
         """Run a prompt through the model's own forward into an empty slot."""
@@ -305,10 +306,9 @@ class Target:
         if self.compiled and given <= _PADDABLE | {"past_key_values", "use_cache"}:
             # A compiled decoder meets few lengths: no position looks at those behind it.
             cache.window(slot, 1, -(-t // READ_STEP) * READ_STEP, exact=True)
-            hidden = self._compiled_decoder(**_padded(seen, cache.read_length)).last_hidden_state
-            hidden = hidden[:, :t]
+            hidden = self._compiled_prompt_pass(_padded(seen, cache.read_length))[:, :t]
         else:
-            hidden = self.decoder(**seen).last_hidden_state
+            hidden = self._prompt_pass(seen)
         logits = self.head(hidden[:, -1])
         ended = time.perf_counter()
         cache.length[slot] = t
@@ -316,6 +316,9 @@ class Target:
         if embeddings is None:
             embeddings = self.embedding(prompt.inputs["input_ids"])
         return Prefill(logits, hidden[0], embeddings[0], entered - started, ended - entered)
+
+    def _prompt_pass(self, inputs: dict[str, Any]) -> Tensor:
+        return self.decoder(**inputs).last_hidden_state
 
     def _decoder_inputs(self, inputs: dict[str, Any], cache: SlotCache) -> dict[str, Any]:
         """What the model's own forward calls its decoder with, images in the embeddings.
@@ -325,9 +328,12 @@ class Target:
         """
 
         def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            raise _EnteredDecoder(kwargs)
+            # Another thread may be running the same model.
+            if kwargs.get("past_key_values") is cache:
+                raise _EnteredDecoder(kwargs)
 
-        hook = self.decoder.register_forward_pre_hook(look, with_kwargs=True)
+        # Before any hook of the user's, which the pass that follows runs.
+        hook = self.decoder.register_forward_pre_hook(look, with_kwargs=True, prepend=True)
         try:
             self.model.base_model(**inputs, past_key_values=cache, use_cache=True)
         except _EnteredDecoder as entered:

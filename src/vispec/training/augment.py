@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 
-def augment(images: Tensor, rng: np.random.Generator) -> Tensor:
+def augment(images: Tensor, rng: np.random.Generator, placed: Sequence[bool] = ()) -> Tensor:
     """Crop, mirror and tint every image on its own; size and type stay.
 
     Crops keep 45 to 100 % of the area with its shape changed by up to a fifth, half of the images
@@ -17,12 +19,16 @@ def augment(images: Tensor, rng: np.random.Generator) -> Tensor:
     Args:
         images: ``[b, size, size, 3]`` uint8.
         rng: decides everything.
+        placed: which images have text that says what is where, or how many there are; those are
+            tinted only. None by default.
     """
     count = len(images)
     area, shape = rng.uniform(0.45, 1.0, count), rng.uniform(-0.2, 0.2, count)
     height = np.minimum(1.0, np.sqrt(area) * np.exp(shape / 2))
     width = np.minimum(1.0, np.sqrt(area) * np.exp(-shape / 2))
     mirror = np.where(rng.random(count) < 0.5, -1.0, 1.0)
+    if len(placed):
+        height, width, mirror = (np.where(placed, 1.0, x) for x in (height, width, mirror))
     theta = np.zeros((count, 2, 3), np.float32)
     theta[:, 0, 0], theta[:, 1, 1] = width * mirror, height
     theta[:, 0, 2] = (1 - width) * rng.uniform(-1, 1, count)

@@ -184,8 +184,9 @@ class ImageBatches:
     matter of finding the character that was said last, where answers alone are slow to teach both.
     Of a photograph, every third patch predicts some word of its answers.
 
-    Images are visited in shuffled epochs. Photographs are cropped, mirrored and tinted at random;
-    scenes are not, because their answers name places and colours.
+    Images are visited in shuffled epochs. Photographs are cropped, mirrored and tinted at random,
+    but where something is said of sides, places and numbers only tinted; scenes are shown as they
+    are.
 
     Args:
         rows: rows of ``cache``; one that stands here twice is shown twice an epoch.
@@ -236,7 +237,8 @@ class ImageBatches:
         photo = [i for i, row in enumerate(rows) if self.cache.sources[row] != "scene"]
         if photo:
             assert batch.images is not None
-            batch.images[photo] = augment(batch.images[photo], rng)
+            placed = [self._is_placed(rows[i]) for i in photo]
+            batch.images[photo] = augment(batch.images[photo], rng, placed)
         return batch
 
     def _patch_labels(self, rows: Sequence[int], rng: np.random.Generator) -> Tensor:
@@ -255,6 +257,11 @@ class ImageBatches:
                 chosen = torch.from_numpy(rng.random(labels.shape[1]) < 1 / 3)
                 labels[place] = torch.where(chosen, told, IGNORED)
         return labels
+
+    def _is_placed(self, row: int) -> bool:
+        turns = self.cache.turns[row]
+        sides = any(re.search(r"\b(left|right)\b", f"{t.question} {t.answer}") for t in turns)
+        return sides or self.cache.sources[row] == "daquar"
 
     def _answer_words(self, row: int) -> list[int]:
         """Tokens that are telling words of an image's answers, as often as they are said."""

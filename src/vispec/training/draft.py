@@ -25,7 +25,7 @@ StageLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def batches(
-    samples: Sequence[Sample], size: int, seed: int, positions: int = 4096
+    samples: Sequence[Sample], size: int, seed: int, positions: int = 8192
 ) -> Callable[[int], list[Sample]]:
     """Batches that depend on the step alone: every epoch a new order, its samples each once.
 

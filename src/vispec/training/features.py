@@ -37,10 +37,16 @@ class Sample:
 
 @torch.inference_mode()
 def look(target: Target, question: Question, answer: Answer) -> Sample:
-    """Run the target over a question and, as it was said, its answer."""
+    """Run the target over a question and, as it was said, its answer.
+
+    An end-of-sequence token is left out: nothing is drafted behind it.
+    """
     images = [question.image()] if question.image is not None else []
     prompt = target.encode(question.prompt, images)
-    said = torch.tensor([answer.token_ids], device=target.device)
+    ids = answer.token_ids
+    if len(ids) > 1 and ids[-1] in target.eos_token_ids:
+        ids = ids[:-1]
+    said = torch.tensor([ids], device=target.device)
     n = said.shape[1]
     place = torch.arange(n, device=target.device)[None]
     cache = target.new_cache(1, len(prompt) + n)

@@ -20,15 +20,19 @@ import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from random import Random
 
 import torch
 from PIL import Image
 
 from vispec.adapters import QueryAdapter
 from vispec.checkpoints import vispec as vispec_format
+from vispec.checkpoints.files import fingerprint, locate
 from vispec.decoding.engine import Engine
+from vispec.decoding.planner import TREES, fastest_tree
 from vispec.decoding.tree import TreeShape
 from vispec.drafts import EagleConfig, EagleDraft
+from vispec.errors import VispecError
 from vispec.loading import load_target
 from vispec.targets import Target
 from vispec.training import draft as training
@@ -37,16 +41,6 @@ from vispec.training.distill import Question, distill
 from vispec.training.features import Sample, collect
 from vispec.training.recipes.card import training_of, write_licence
 from vispec.training.trainer import Settings, Trainer
-
-TREES = (
-    TreeShape(8, 4, 2),
-    TreeShape(12, 5, 3),
-    TreeShape(16, 5, 4),
-    TreeShape(16, 7, 4),
-    TreeShape(24, 6, 6),
-    TreeShape(32, 7, 8),
-)
-"""Candidates, narrow to wide; the fastest on training questions is recorded with the draft."""
 
 KINDS = {"vispec": True, "eagle": True, "eagle-text": False}
 """Drafts that can be trained, and whether they are shown images."""
@@ -127,9 +121,10 @@ def photo_questions(
     return found
 
 
-def text_questions(questions: Sequence[Question]) -> list[Question]:
-    """The same questions with nothing to look at: the target's language alone."""
-    return [Question(f"text-{q.key}", q.prompt, None, 1.0) for q in questions]
+def text_questions(questions: Sequence[Question], count: int, seed: int = 0) -> list[Question]:
+    """Some of the questions with nothing to look at: the target's language alone."""
+    some = Random(seed).sample(questions, min(count, len(questions)))
+    return [Question(f"text-{q.key}", q.prompt, None, 1.0) for q in some]
 
 
 def _render(seed: int, task: str) -> Image.Image:
@@ -191,26 +186,6 @@ def _evaluate(model: torch.nn.Module, measure: Callable, heldout: Sequence[Sampl
     return {f"heldout_{name}": statistics.fmean(f[1][name] for f in found) for name in names}
 
 
-def choose_tree(
-    target: Target, draft: EagleDraft, questions: Sequence[Question], repeats: int = 2
-) -> TreeShape:
-    """The candidate with the most tokens per second on these questions, measured interleaved."""
-    engines = [Engine(target, draft, tree=shape) for shape in TREES]
-    seconds, tokens = [0.0] * len(TREES), [0] * len(TREES)
-    for repeat in range(repeats + 1):
-        for question in questions:
-            request = question.request(128, 0)
-            for i, engine in enumerate(engines):
-                stats = engine.generate([request])[0].stats
-                if repeat:  # the first round warms up
-                    seconds[i] += stats.draft_s + stats.verify_s + stats.overhead_s
-                    tokens[i] += stats.new_tokens
-    rates = [t / s for t, s in zip(tokens, seconds, strict=True)]
-    for shape, speed in zip(TREES, rates, strict=True):
-        print(f"{shape}: {speed:.1f} tokens/s", flush=True)
-    return TREES[rates.index(max(rates))]
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -226,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the draft's first weights (0)")
     parser.add_argument("--scenes", type=int, default=4500, help="scene questions (4500)")
     parser.add_argument("--photos", type=int, default=2000, help="photograph questions (2000)")
-    parser.add_argument("--texts", type=int, default=1000, help="questions without image (1000)")
+    parser.add_argument("--texts", type=int, default=4000, help="questions without image (4000)")
     parser.add_argument("--heldout", type=int, default=96, help="held-out questions (96)")
     parser.add_argument("--text-minutes", type=float, default=5, help="stage 1 (5)")
     parser.add_argument("--multimodal-minutes", type=float, default=25, help="stage 2 (25)")
@@ -234,10 +209,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
 
     target = load_target(options.target)
+    _claim(options)
     mixed = (0.0, 0.0, 1.0)
     asked = scene_questions(options.scenes, "train", 5_000_000, mixed)
     asked += photo_questions(options.data, options.photos, "train", mixed)
-    alone = text_questions(asked[:: max(1, len(asked) // options.texts)])
+    alone = text_questions(asked, options.texts)
     unseen = scene_questions(options.heldout * 2 // 3, "heldout", 9_000_000, (0.0,))
     unseen += photo_questions(options.data, options.heldout // 3, "heldout", (0.0,))
 
@@ -269,7 +245,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     # What is measured is what is kept: the weights as half precision rounds them.
     final = draft.to(torch.bfloat16).to(target.dtype).eval().requires_grad_(False)
-    tree = choose_tree(target, final, asked[::50][:24])
+    # Questions like those it learnt from, but others.
+    fresh = scene_questions(18, "train", 7_000_000, (0.0,))
+    fresh += photo_questions(options.data, options.photos + 6, "train", (0.0,))[options.photos :]
+    tree = fastest_tree(
+        lambda shape: Engine(target, final, tree=shape),
+        TREES,
+        [question.request(128, 0) for question in fresh],
+    )
     measured = acceptance(Engine(target, final, tree=tree), unseen)
     vispec_format.write(
         final.to(torch.bfloat16),
@@ -282,6 +265,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     (options.out / "README.md").write_text(text)
     (work / "result.json").write_text(json.dumps(measured, indent=2) + "\n")
     print(measured, flush=True)
+
+
+def _claim(options: argparse.Namespace) -> None:
+    """Keep a work folder to one target and one set of questions.
+
+    Raises:
+        VispecError: if it holds answers of another target or to other questions.
+    """
+    facts = {
+        "target": fingerprint(locate(options.target)),
+        **{name: getattr(options, name) for name in ("scenes", "photos", "texts", "heldout")},
+        "max_new_tokens": options.max_new_tokens,
+    }
+    path = options.work / "answers-of.json"
+    if path.exists():
+        kept = json.loads(path.read_text())
+        if kept != facts:
+            raise VispecError(
+                f"{options.work} holds answers of another run ({kept}, not {facts});"
+                " give another --work"
+            )
+    else:
+        options.work.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(facts) + "\n")
 
 
 def acceptance(engine: Engine, questions: Sequence[Question]) -> dict[str, dict[str, float]]:
