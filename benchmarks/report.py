@@ -101,8 +101,11 @@ def conditions(result: dict[str, Any]) -> str:
 
 def sight(report: dict[str, Any]) -> str:
     """What the target sees, with the true and with another picture."""
-    lines = ["| measure | its picture | another picture |", "|---|---|---|"]
-    lines += [f"| {m['name']} | {m['true']:.2f} | {m['swapped']:.2f} |" for m in report["quality"]]
+    lines = ["| measure | items | its picture | another picture |", "|---|---|---|---|"]
+    lines += [
+        f"| {m['name']} | {m['items']} | {m['true']:.2f} | {m['swapped']:.2f} |"
+        for m in report["quality"]
+    ]
     return "\n".join(lines)
 
 

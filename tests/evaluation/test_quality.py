@@ -51,9 +51,10 @@ def test_a_description_claims_what_its_sentences_tell() -> None:
         (Measure("a", 0.7, 0.4, gain=0.25), True),
         (Measure("a", 0.1, 0.9, least=0.15, lower_is_better=True), True),
         (Measure("a", 0.2, 0.9, least=0.15, lower_is_better=True), False),
+        (Measure("a", 0.2, 0.9), None),
     ],
 )
-def test_goals(measure: Measure, reached: bool) -> None:
+def test_goals(measure: Measure, reached: bool | None) -> None:
     assert measure.reached is reached
 
 
@@ -67,6 +68,7 @@ def test_the_command_reports_on_the_embedded_pair(
     assert {row["task"] for row in report["acceptance"]} == {"vqa", "caption", "read"}
     assert all(row["draft"] >= 1 and row["bits_per_token"] > 0 for row in report["acceptance"])
     assert report["samples"]
+    assert {m["items"] for m in report["quality"] if "words" not in m["name"]} == {2}
     shown = capsys.readouterr().out
     assert "What the target sees" in shown
     assert "bigrams" in shown

@@ -28,6 +28,7 @@ class Measure:
         true, swapped: with the item's own picture, and with that of another item.
         least: smallest number to reach; of an error rate, the largest.
         gain: how much better than `swapped` it should be.
+        items: how many it was measured on.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Measure:
     least: float | None = None
     gain: float | None = None
     lower_is_better: bool = False
+    items: int = 0
 
     @property
     def reached(self) -> bool | None:
@@ -73,31 +75,38 @@ def read(engine: Engine, token_ids: Sequence[Sequence[int]]) -> list[str]:
 
 def score(items: Sequence[Item], said: Sequence[str]) -> dict[str, float]:
     """Every metric that the items' tasks allow, by name."""
+    return {name: value for name, (value, _) in _scores(items, said).items()}
+
+
+def _scores(items: Sequence[Item], said: Sequence[str]) -> dict[str, tuple[float, int]]:
+    """By name, a metric and how many items it is of."""
     pairs = list(zip(items, said, strict=True))
-    scores: dict[str, float] = {}
+    scores: dict[str, tuple[float, int]] = {}
     vqa = [metrics.first_sentence(i.answer) == metrics.first_sentence(s)
            for i, s in pairs if i.task == "vqa"]  # fmt: skip
     if vqa:
-        scores["scene questions right"] = sum(vqa) / len(vqa)
+        scores["scene questions right"] = sum(vqa) / len(vqa), len(vqa)
     for name, wanted in (("all text", False), ("words", True)):
         some = [(i, s) for i, s in pairs if i.task == "read" and (i.words or not wanted)]
         if some:
             true = [metrics.quoted(i.answer) for i, _ in some]
             read = [metrics.quoted(s) for _, s in some]
-            scores[f"characters right, {name}"] = metrics.character_accuracy(true, read)
-            scores[f"character error rate, {name}"] = metrics.character_error_rate(true, read)
+            right = metrics.character_accuracy(true, read)
+            wrong = metrics.character_error_rate(true, read)
+            scores[f"characters right, {name}"] = right, len(some)
+            scores[f"character error rate, {name}"] = wrong, len(some)
     captions = [(i, s) for i, s in pairs if i.task == "caption"]
     if captions:
         found = [
             len(facts(i.answer) & facts(s)) / max(1, len(facts(i.answer) | facts(s)))
             for i, s in captions
         ]
-        scores["facts of a description right"] = sum(found) / len(found)
+        scores["facts of a description right"] = sum(found) / len(found), len(found)
     shown = [(i, s) for i, s in pairs if i.task == "photo"]
     if shown:
         named = [metrics.names_the_subject(s, i.references) for i, s in shown]
-        scores["photograph's subject named"] = sum(named) / len(named)
-        scores["distinct captions"] = metrics.distinct([s for _, s in shown])
+        scores["photograph's subject named"] = sum(named) / len(named), len(named)
+        scores["distinct captions"] = metrics.distinct([s for _, s in shown]), len(shown)
     return scores
 
 
@@ -126,6 +135,9 @@ def quality(
     engine: Engine, items: Sequence[Item], token_ids: Sequence[Sequence[int]]
 ) -> list[Measure]:
     """Scores of the answers `token_ids` to `items`, beside those to swapped pictures."""
-    own = score(items, read(engine, token_ids))
-    other = score(items, read(engine, answers(engine, swapped(items))))
-    return [Measure(name, own[name], other[name], **GOALS.get(name, {})) for name in own]
+    own = _scores(items, read(engine, token_ids))
+    other = _scores(items, read(engine, answers(engine, swapped(items))))
+    return [
+        Measure(name, value, other[name][0], items=count, **GOALS.get(name, {}))
+        for name, (value, count) in own.items()
+    ]

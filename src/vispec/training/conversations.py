@@ -18,10 +18,9 @@ from transformers import PreTrainedTokenizerBase
 
 from vispec.training.augment import augment
 from vispec.training.image_cache import LINE_CLASSES, PATCH_CLASSES, RANK_CLASSES, ImageCache
+from vispec.training.photos import telling_words
 from vispec.training.scene_words import Turn
 
-_ANYWHERE = "and are for from her his its she that the their there they this while with"
-_UNTELLING = frozenset(_ANYWHERE.split())
 IGNORED = -100
 """Label of positions that carry no loss."""
 
@@ -265,9 +264,8 @@ class ImageBatches:
 
     def _answer_words(self, row: int) -> list[int]:
         """Tokens that are telling words of an image's answers, as often as they are said."""
-        told = re.findall("[a-z]+", " ".join(t.answer for t in self.cache.turns[row]).lower())
-        telling = (word for word in told if len(word) > 2 and word not in _UNTELLING)
-        ids = (_patch_token(self.encoder, word) for word in telling)
+        told = telling_words(" ".join(turn.answer for turn in self.cache.turns[row]))
+        ids = (_patch_token(self.encoder, word) for word in told)
         return [token for token in ids if token != IGNORED]
 
     def _shuffle(self, epoch: int) -> np.ndarray:

@@ -10,8 +10,11 @@ Files: ``pixels.u8`` ``[n, size, size, 3]`` uint8, ``glyphs.u8``, ``hues.u8``, `
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 import string
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -19,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vispec.training import photos, scenes
+from vispec.training import photos, scene_words, scenes
 from vispec.training.scene_words import Turn
 
 PATCH = 16
@@ -72,7 +75,7 @@ class ImageCache:
         """
         folder.mkdir(parents=True, exist_ok=True)
         first = seeds[0] if seeds else None
-        key = f"{len(seeds)} scenes from {first}, {len(pictures)} photos, {_LABELS}"
+        key = f"{len(seeds)} scenes from {first}, {len(pictures)} photos, made by {_makers()}"
         done = folder / "complete.txt"
         if not (done.exists() and done.read_text() == key):
             _write(folder, seeds, pictures, render)
@@ -99,6 +102,14 @@ class ImageCache:
             sources=sources,
             **{name: array(name, patches) for name in _LABELS},
         )
+
+
+def _makers() -> str:
+    """What tells the code and the fonts that make images from others."""
+    digest = hashlib.sha256(repr([Path(font).name for font in scenes.fonts()]).encode())
+    for module in (scenes, scene_words, photos, sys.modules[__name__]):
+        digest.update(inspect.getsource(module).encode())
+    return digest.hexdigest()[:16]
 
 
 def _write(

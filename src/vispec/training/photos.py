@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,16 @@ class Photo:
         """Decode as RGB squashed to ``size`` x ``size`` pixels, like the target's processor."""
         with Image.open(self.path) as image:
             return image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+
+
+_ANYWHERE = "and are for from her his its she that the their there they this while with"
+_UNTELLING = frozenset(_ANYWHERE.split())
+
+
+def telling_words(text: str) -> list[str]:
+    """The words of a text that say something of a picture, as often as they are said."""
+    words = re.findall("[a-z]+", text.lower())
+    return [word for word in words if len(word) > 2 and word not in _UNTELLING]
 
 
 def split(name: str) -> str:

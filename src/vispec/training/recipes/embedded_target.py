@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -39,6 +38,7 @@ from vispec.training import photos, scenes
 from vispec.training.augment import augment
 from vispec.training.conversations import Encoder, ImageBatches, TextBatches
 from vispec.training.image_cache import ImageCache
+from vispec.training.photos import telling_words
 from vispec.training.pretrain import (
     PatchBatch,
     TargetShape,
@@ -315,17 +315,16 @@ def patch_batch(
 
 
 def _words(cache: ImageCache, row: int) -> set[str]:
-    return {word for turn in cache.turns[row] for word in re.findall("[a-z]+", turn.answer.lower())}
+    return {word for turn in cache.turns[row] for word in telling_words(turn.answer)}
 
 
 def caption_words(cache: ImageCache) -> list[str]:
-    """The commonest words of Flickr8k's captions, without the dozen that fit every photo."""
+    """The commonest telling words of Flickr8k's captions."""
     counts: Counter[str] = Counter()
     for row, source in enumerate(cache.sources):
         if source == "flickr8k":
             counts.update(_words(cache, row))
-    ranked = sorted(counts, key=lambda word: (-counts[word], word))
-    return [word for word in ranked[12:] if len(word) > 2][:WORDS]
+    return sorted(counts, key=lambda word: (-counts[word], word))[:WORDS]
 
 
 def _judge_tower(model: nn.Module, plan: Plan, corpus: Corpus) -> dict[str, float]:
