@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
     CLIPVisionConfig,
-    CLIPVisionModel,
     GenerationConfig,
     LlamaConfig,
     LlavaConfig,
@@ -24,7 +23,6 @@ from transformers import (
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from vispec.training.conversations import IGNORED, Batch
-from vispec.training.image_cache import HUE_CLASSES, LINE_CLASSES, PATCH_CLASSES, RANK_CLASSES
 
 
 @dataclass(frozen=True)
@@ -221,92 +219,3 @@ def compile_layers(model: LlavaForConditionalGeneration) -> None:
     for name, module in model.named_modules():
         if name.rpartition(".")[0].endswith(".layers"):
             module.compile(dynamic=False)
-
-
-@dataclass(frozen=True)
-class PatchBatch:
-    """What a tower is taught before it meets a decoder: drawn images and photographs.
-
-    Attributes:
-        images: ``[b, size, size, 3]`` uint8, drawn.
-        glyphs, hues, ranks, lines: ``[b, v]`` int64 classes of every patch.
-        photos: ``[p, size, size, 3]`` uint8.
-        words: ``[p, w]`` float, which of ``w`` caption words fit a photograph.
-        seen: ``[p, m]`` int64, the patches of each photograph that the tower is shown; None is all.
-    """
-
-    images: Tensor
-    glyphs: Tensor
-    hues: Tensor
-    ranks: Tensor
-    lines: Tensor
-    photos: Tensor
-    words: Tensor
-    seen: Tensor | None = None
-
-
-class TowerPretraining(nn.Module):
-    """A vision tower with throw-away heads that name every patch and the words of a caption.
-
-    Patches teach reading and shapes densely (``v`` labels an image instead of a few words), which
-    makes the visual features useful long before a decoder could have taught them. A patch also
-    names its character's line and place in it: what a decoder that spells must find next.
-    A photograph's words are read off some of its patches, which costs as much less (FLIP, arXiv
-    2212.00794).
-    """
-
-    def __init__(self, tower: CLIPVisionModel, width: int, words: int) -> None:
-        super().__init__()
-        self.tower = tower
-        self.norm = nn.LayerNorm(width)
-        self.glyph = nn.Linear(width, len(PATCH_CLASSES))
-        self.hue = nn.Linear(width, len(HUE_CLASSES))
-        self.rank = nn.Linear(width, len(RANK_CLASSES))
-        self.line = nn.Linear(width, len(LINE_CLASSES))
-        self.words = nn.Linear(width, words)
-        # Nearly every word is absent from a caption; starting there saves the first minutes.
-        nn.init.constant_(self.words.bias, -3.5)
-
-    def patches(self, images: Tensor, seen: Tensor | None = None) -> Tensor:
-        """States ``[b, v, d]`` of patches, of those ``seen`` alone if given."""
-        x = self.tower.embeddings(normalise(images))
-        if seen is not None:
-            kept = torch.cat([torch.zeros_like(seen[:, :1]), seen + 1], 1)
-            x = x.gather(1, kept[..., None].expand(-1, -1, x.shape[-1]))
-        x = self.tower.encoder(inputs_embeds=self.tower.pre_layrnorm(x)).last_hidden_state
-        return self.norm(x[:, 1:])
-
-    def forward(self, batch: PatchBatch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Logits of glyphs, hues, ranks and lines ``[b, v, .]`` and of words ``[p, w]``."""
-        states = self.patches(batch.images)
-        photos = len(batch.photos)
-        seen = self.patches(batch.photos, batch.seen).mean(1) if photos else states[:0].mean(1)
-        words = self.words(seen)
-        return self.glyph(states), self.hue(states), self.rank(states), self.line(states), words
-
-
-def patch_loss(model: nn.Module, batch: PatchBatch) -> tuple[Tensor, dict[str, float]]:
-    """Cross entropy of patches (empty ones weigh little) plus that of the photographs' words."""
-    *found, words = model(batch)
-    wanted = batch.glyphs, batch.hues, batch.ranks, batch.lines
-    loss = words.new_zeros((), dtype=torch.float32)
-    numbers: dict[str, float] = {}
-    if len(batch.images):
-        shown = batch.glyphs > 0
-        weight = torch.where(shown, 1.0, 0.1).flatten()
-        for name, share, logits, classes in zip(
-            ("glyph", "hue", "rank", "line"), (1.0, 0.5, 0.5, 0.25), found, wanted, strict=True
-        ):
-            each = functional.cross_entropy(
-                logits.float().flatten(0, 1), classes.flatten(), reduction="none"
-            )
-            loss = loss + share * (each * weight).sum() / weight.sum()
-            right = (logits.argmax(-1) == classes)[shown].float().mean().item()
-            numbers[f"{name}_accuracy"] = right
-    if len(batch.photos):
-        named = functional.binary_cross_entropy_with_logits(
-            words.float(), batch.words, reduction="none"
-        )
-        loss = loss + 0.03 * named.sum(1).mean()
-        numbers["words_loss"] = named.sum(1).mean().item()
-    return loss, numbers

@@ -24,44 +24,41 @@ import argparse
 import json
 import os
 import shutil
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaProcessor
 
 from vispec.training import photos, scenes
-from vispec.training.augment import augment
 from vispec.training.conversations import Encoder, ImageBatches, TextBatches
 from vispec.training.image_cache import ImageCache
-from vispec.training.photos import telling_words
 from vispec.training.pretrain import (
-    PatchBatch,
     TargetShape,
-    TowerPretraining,
     answer_loss,
     build_target,
     calibrate_projector,
     compile_layers,
     grow,
-    patch_loss,
 )
 from vispec.training.recipes.card import write_licence
 from vispec.training.tokenizer import build_processor, train_tokenizer
+from vispec.training.tower import (
+    WORDS,
+    TowerBatches,
+    TowerPretraining,
+    heldout_patches,
+    patch_loss,
+)
 from vispec.training.trainer import Settings, Trainer
 
 PHASES = {"tower": 0.216, "text": 0.02, "joined": 0.5, "grown": 0.264}
 """Share of the time that each phase gets."""
 RATES = {"tower": 1.5e-3, "text": 2e-3, "joined": 1.5e-3, "grown": 4e-4}
 """Peak learning rate of each phase."""
-WORDS = 600
-"""Caption words that the tower learns to recognise."""
-GLIMPSE = 1 / 3
-"""Share of a photograph's patches that the tower learns its words from."""
 LONGEST = 160
 """Text positions of a conversation beside its image."""
 PHOTO_TURNS = 3
@@ -185,12 +182,13 @@ def train(plan: Plan, corpus: Corpus) -> LlavaForConditionalGeneration:
     if plan.compiled:
         compile_layers(model)
     tower = TowerPretraining(model.model.vision_tower, plan.shape.width, WORDS)
+    looks = TowerBatches(corpus.train, corpus.pages, plan.batch, plan.seed)
     Trainer(
         tower,
-        tower_batches(plan, corpus),
+        looks,
         patch_loss,
         plan.settings("tower"),
-        evaluate=lambda m: _judge_tower(m, plan, corpus),
+        evaluate=lambda m: heldout_patches(m, corpus.heldout, looks.words, plan.seed),
         hidden=in_layers,
     ).run()
 
@@ -256,93 +254,6 @@ def train(plan: Plan, corpus: Corpus) -> LlavaForConditionalGeneration:
 def in_layers(name: str, parameter: nn.Parameter) -> bool:
     """Which matrices Muon trains: those inside the layers of tower and decoder."""
     return ".layers." in name
-
-
-def tower_batches(plan: Plan, corpus: Corpus) -> Callable[[int], PatchBatch]:
-    """Batches of pages and scenes with what their patches show, and of glimpses of photographs."""
-    place = {word: i for i, word in enumerate(caption_words(corpus.train))}
-    sources = np.array(corpus.train.sources)
-    scene_rows, photo_rows = (np.flatnonzero(sources == kind) for kind in ("scene", "flickr8k"))
-    glimpse = max(1, int(plan.shape.visual_tokens * GLIMPSE))
-
-    def batch(step: int) -> PatchBatch:
-        rng = np.random.default_rng((plan.seed, 3, step))
-        # Pages teach letters fast; where a line begins and ends is learnt from scenes.
-        pages = rng.choice(len(corpus.pages), plan.batch // 2, replace=False)
-        chosen = rng.choice(scene_rows, plan.batch - len(pages), replace=False)
-        drawn = [(corpus.pages, pages), (corpus.train, chosen)]
-        # As many positions of photographs as of pages.
-        count = min(len(photo_rows), int(plan.batch / GLIMPSE))
-        shown = rng.permutation(photo_rows)[:count]
-        batch = patch_batch(drawn, corpus.train, shown, place)
-        if not count:
-            return batch
-        seen = rng.permuted(np.tile(np.arange(plan.shape.visual_tokens), (count, 1)), axis=1)
-        return replace(
-            batch,
-            photos=augment(batch.photos, rng),
-            seen=torch.from_numpy(np.sort(seen[:, :glimpse], 1)),
-        )
-
-    return batch
-
-
-def patch_batch(
-    drawn: Sequence[tuple[ImageCache, np.ndarray]],
-    pictures: ImageCache,
-    photo_rows: np.ndarray,
-    place: dict[str, int],
-) -> PatchBatch:
-    """Some drawn images with their patch classes, some photographs with their caption words."""
-    words = torch.zeros(len(photo_rows), WORDS)
-    for i, row in enumerate(photo_rows):
-        for word in _words(pictures, row) & place.keys():
-            words[i, place[word]] = 1.0
-
-    def of_patches(name: str) -> Tensor:
-        found = [getattr(cache, name)[rows] for cache, rows in drawn]
-        return torch.from_numpy(np.concatenate(found))
-
-    return PatchBatch(
-        of_patches("pixels"),
-        of_patches("glyphs").long(),
-        of_patches("hues").long(),
-        of_patches("ranks").long(),
-        of_patches("lines").long(),
-        torch.from_numpy(pictures.pixels[photo_rows]),
-        words,
-    )
-
-
-def _words(cache: ImageCache, row: int) -> set[str]:
-    return {word for turn in cache.turns[row] for word in telling_words(turn.answer)}
-
-
-def caption_words(cache: ImageCache) -> list[str]:
-    """The commonest telling words of Flickr8k's captions."""
-    counts: Counter[str] = Counter()
-    for row, source in enumerate(cache.sources):
-        if source == "flickr8k":
-            counts.update(_words(cache, row))
-    return sorted(counts, key=lambda word: (-counts[word], word))[:WORDS]
-
-
-def _judge_tower(model: nn.Module, plan: Plan, corpus: Corpus) -> dict[str, float]:
-    place = {word: i for i, word in enumerate(caption_words(corpus.train))}
-    rng = np.random.default_rng(plan.seed)
-    sources = np.array(corpus.heldout.sources)
-    found: dict[str, list[float]] = {}
-    kinds = [np.flatnonzero(sources == kind) for kind in ("scene", "flickr8k")]
-    chosen = [rng.permutation(rows)[:64] for rows in kinds]
-    for start in range(0, len(chosen[0]), 16):
-        drawn, photo = (rows[start : start + 16] for rows in chosen)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss, numbers = patch_loss(
-                model, patch_batch([(corpus.heldout, drawn)], corpus.heldout, photo, place)
-            )
-        for name, value in ({"": loss.item()} | numbers).items():
-            found.setdefault(f"heldout_{name}".rstrip("_"), []).append(value)
-    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def heldout_losses(
