@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from vispec.checkpoints.vispec import from_tensors
 from vispec.decoding.tree import TreeShape
-from vispec.drafts.eagle import EagleDraft, EagleSession
+from vispec.drafts.eagle import EagleDraft
+from vispec.drafts.eagle_session import EagleSession
 from vispec.targets.base import Prefill, Prompt
 
 FIXTURES = Path(os.environ.get("VISPEC_FIXTURES", Path(__file__).parent / "fixtures"))

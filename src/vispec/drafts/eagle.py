@@ -14,7 +14,6 @@ Shapes: `b` requests, `n` rows, `t` prompt positions, `r` compressed visual toke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,11 +23,11 @@ from torch.nn import functional as F
 from vispec.adapters.base import Adapter
 from vispec.decoding.cache import SlotCache
 from vispec.decoding.compilation import compiled
-from vispec.decoding.tree import SampledShape, Tree, TreeShape
-from vispec.drafts.base import DraftNoise
-from vispec.drafts.growth import Expand, grow_dynamic, grow_sampled
+from vispec.decoding.tree import Tree, TreeShape
+from vispec.drafts.eagle_session import EagleSession
+from vispec.drafts.growth import Expand, grow_dynamic
 from vispec.errors import DraftMismatchError
-from vispec.targets.base import Prefill, Prompt, Target
+from vispec.targets.base import Target
 
 
 @dataclass(frozen=True)
@@ -367,79 +366,3 @@ class EagleDraft(nn.Module):
 
     def session(self, target: Target, slots: int, capacity: int) -> EagleSession:
         return EagleSession(self, target, slots, capacity)
-
-
-class EagleSession:
-    """The draft's cache and last guesses for a running batch."""
-
-    def __init__(self, draft: EagleDraft, target: Target, slots: int, capacity: int) -> None:
-        config = draft.config
-        self.draft, self.head = draft, target.head
-        self.embedding = draft.embed_tokens or target.embedding
-        device, dtype = target.device, draft.dtype
-        self.cache = SlotCache(
-            layers=config.num_hidden_layers,
-            slots=slots,
-            kv_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            capacity=capacity,
-            dtype=dtype,
-            device=device,
-            compiled=draft.compiled,
-        )
-        self.longest = 1
-        self.hidden = torch.zeros(slots, config.hidden_size, dtype=dtype, device=device)
-        self.globals = torch.zeros_like(self.hidden)
-        self.position = [0] * slots
-
-    def begin(self, slot: int, prompt: Prompt, prefill: Prefill, token: int) -> None:
-        following = self.embedding(torch.tensor(token, device=self.hidden.device))
-        rows = self.draft.read(prefill.embeddings, prefill.features, prompt.image_index, following)
-        n = len(rows.position)
-        self.cache.length[slot] = 0
-        self.cache.window(slot, 1, n, exact=True)
-        hidden = self.draft(rows.hidden[None], rows.position[None], cache=self.cache)
-        self.cache.length[slot] = n
-        self.hidden[slot] = hidden[0, -1]
-        self.globals[slot] = rows.globals
-        self.position[slot] = len(prompt)
-
-    def propose(
-        self, roots: Tensor, shape: TreeShape | SampledShape, noise: DraftNoise | None
-    ) -> Tree:
-        b, width = len(roots), max(1, shape.expanded)
-        self.cache.window(0, b, width)
-        self.longest = shape.depth + 1
-        position = torch.tensor(self.position[:b], device=roots.device)
-        hidden, globals_ = self.hidden[:b], self.globals[:b]
-        models = self.embedding, self.head, self.cache
-        if isinstance(shape, TreeShape):
-            return self.draft.grow(roots, hidden, globals_, position, shape, *models)
-        if noise is None:
-            raise ValueError("sampled trees need the noise to draw them with")
-        expand = self.draft.expander(hidden, globals_, position, *models)
-        return grow_sampled(roots, self.head(hidden), expand, shape, noise)
-
-    def advance(
-        self, nodes: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], features: Tensor
-    ) -> None:
-        b, counts = len(nodes), [len(row) for row in nodes]
-        # Compiled, one length serves all; what is behind a request's own is never kept.
-        n, device = self.longest if self.draft.compiled else max(counts), features.device
-        padded = [[[*row, *[0] * (n - len(row))] for row in rows] for rows in (nodes, tokens)]
-        node, token = torch.tensor(padded, device=device)
-        feature = features.gather(1, node[..., None].expand(-1, -1, features.shape[-1]))
-        count, position = torch.tensor([counts, self.position[:b]], device=device)
-        self.cache.window(0, b, n)
-        self.hidden[:b] = self.draft.follow(
-            token, feature, count, self.globals[:b], position, self.embedding, self.cache
-        )
-        for slot, length in enumerate(counts):
-            self.cache.length[slot] += length
-            self.position[slot] += length
-
-    def move(self, source: int, target: int) -> None:
-        self.cache.move(source, target)
-        self.hidden[target] = self.hidden[source]
-        self.globals[target] = self.globals[source]
-        self.position[target] = self.position[source]
