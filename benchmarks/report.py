@@ -46,8 +46,8 @@ def headline(result: dict[str, Any]) -> str:
     """What ViSpec trees gain, by task and temperature."""
     lines = [
         "| task | temperature | `generate` | fastest plain loop | ViSpec | vs `generate` "
-        "| vs plain | acceptance length | attainable |",
-        "|---" * 9 + "|",
+        "| vs plain | acceptance length | attainable | same text |",
+        "|---" * 10 + "|",
     ]
     for temperature in sorted({row["temperature"] for row in result["rows"]}):
         for task, name in TASKS.items():
@@ -70,6 +70,7 @@ def headline(result: dict[str, Any]) -> str:
                 f"{ours['acceptance_length']:.2f}",
                 f"{ours['attainable_vs_generate']:.2f}x"
                 f" ({ours['share_of_attainable']:.0%} reached)",
+                f"{ours['identical']:.0%}",
             )
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
