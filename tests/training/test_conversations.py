@@ -66,3 +66,14 @@ def test_patches_of_a_photograph_predict_words_of_its_answers(tmp_path: Path) ->
 def _labels(batches: ImageBatches) -> list[int]:
     labels = [batches(step).labels[0, 6:150] for step in range(3)]
     return [int(t) for row in labels for t in row if t != IGNORED]
+
+
+def test_patches_of_a_form_say_its_name_its_size_or_its_colour(tmp_path: Path) -> None:
+    seed = next(s for s in range(99) if len(scenes.dialogue(s).facts.shapes) == 3)
+    cache = ImageCache.build(tmp_path, [seed])
+    words = " ".join(f" {word}" for word in (*scenes.COLOURS, *scenes.FORMS, *scenes.RADII))
+    encoder = Encoder(train_tokenizer([words] * 3, 400), 144)
+    said = _labels(ImageBatches(encoder, cache, [0], 1, 160, seed=0))
+    texts = {encoder.tokenizer.decode([token]).strip() for token in said}
+    for shape in scenes.dialogue(seed).facts.shapes:
+        assert {shape.form, shape.colour, shape.size} <= texts

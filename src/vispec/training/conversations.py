@@ -17,9 +17,17 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from vispec.training.augment import augment
-from vispec.training.image_cache import LINE_CLASSES, PATCH_CLASSES, RANK_CLASSES, ImageCache
+from vispec.training.image_cache import (
+    HUE_CLASSES,
+    LINE_CLASSES,
+    LONGEST_LINE,
+    PATCH_CLASSES,
+    RANK_CLASSES,
+    ImageCache,
+)
 from vispec.training.photos import telling_words
 from vispec.training.scene_words import Turn
+from vispec.training.scenes import RADII
 
 IGNORED = -100
 """Label of positions that carry no loss."""
@@ -177,11 +185,12 @@ def _answered(question: list[int], answer: list[int]) -> list[int]:
 class ImageBatches:
     """Questions about cached images; ``batches(step)`` is a ``Batch``.
 
-    The positions of visual tokens are labelled too: a patch that shows a character or a form
-    predicts its token, or, as often, the one that is read behind the character. It ties what the
-    tower sees to the words of the decoder with dozens of labels an image, and makes spelling a
-    matter of finding the character that was said last, where answers alone are slow to teach both.
-    Of a photograph, every third patch predicts some word of its answers.
+    The positions of visual tokens are labelled too. A patch that shows a character or a form says,
+    as the draw has it, the token of that; or the one that is read behind the character, or the
+    form's size; or its colour. It ties what the tower sees to the words of the decoder with dozens
+    of labels an image, and makes spelling a matter of finding the character that was said last,
+    where answers alone are slow to teach both. Of a photograph, every third patch says some word
+    of its answers.
 
     Images are visited in shuffled epochs. Photographs are cropped, mirrored and tinted at random,
     but where something is said of sides, places and numbers only tinted; scenes are shown as they
@@ -207,8 +216,11 @@ class ImageBatches:
         self.encoder, self.cache, self.rows = encoder, cache, list(rows)
         self.batch, self.longest, self.seed = batch, longest, seed
         self.width = -(-(len(encoder.opening) + longest) // 32) * 32
-        self.names = torch.tensor([_patch_token(encoder, name) for name in PATCH_CLASSES])
-        self.ends = torch.tensor([encoder.encode(" ")[0], encoder.encode('".')[0]])
+        self.names, self.colours, self.sizes = (
+            np.array([_patch_token(encoder, name) for name in names])
+            for names in (PATCH_CLASSES, HUE_CLASSES, ("",) * (LONGEST_LINE + 1) + tuple(RADII))
+        )
+        self.read = np.array([*self.names, encoder.encode(" ")[0], encoder.encode('".')[0]])
         kept = sorted(set(self.rows))
         self.encoded = dict(zip(kept, encoder.turns([cache.turns[r] for r in kept]), strict=True))
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
@@ -243,19 +255,18 @@ class ImageBatches:
     def _patch_labels(self, rows: Sequence[int], rng: np.random.Generator) -> Tensor:
         """``[b, v]`` what the patches of some images should say."""
         cache = self.cache
-        glyphs = cache.glyphs[rows]
-        own = self.names[torch.from_numpy(glyphs).long()]
-        patches = zip(glyphs, cache.ranks[rows], cache.lines[rows], strict=True)
+        glyphs, hues, ranks = (x[rows] for x in (cache.glyphs, cache.hues, cache.ranks))
+        patches = zip(glyphs, ranks, cache.lines[rows], strict=True)
         behind = np.stack([following(*image) for image in patches])
-        ids = torch.cat([self.names, self.ends])[torch.from_numpy(behind)]
-        swapped = torch.from_numpy((behind != 0) & (rng.random(behind.shape) < 0.5))
-        labels = torch.where(swapped, ids, own)
+        more = np.where(behind != 0, self.read[behind], self.sizes[ranks])
+        told = np.stack([self.names[glyphs], more, self.colours[hues]])
+        drawn = rng.integers(len(told), size=(1, *glyphs.shape))
+        labels = np.take_along_axis(told, drawn, 0)[0]
         for place, row in enumerate(rows):
             if cache.sources[row] != "scene" and (words := self._answer_words(row)):
-                told = torch.from_numpy(rng.choice(words, labels.shape[1]))
-                chosen = torch.from_numpy(rng.random(labels.shape[1]) < 1 / 3)
-                labels[place] = torch.where(chosen, told, IGNORED)
-        return labels
+                chosen = rng.random(labels.shape[1]) < 1 / 3
+                labels[place] = np.where(chosen, rng.choice(words, labels.shape[1]), IGNORED)
+        return torch.from_numpy(labels)
 
     def _is_placed(self, row: int) -> bool:
         turns = self.cache.turns[row]

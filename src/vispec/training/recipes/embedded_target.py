@@ -55,7 +55,7 @@ from vispec.training.tower import (
 )
 from vispec.training.trainer import Settings, Trainer
 
-PHASES = {"tower": 0.216, "text": 0.02, "joined": 0.5, "grown": 0.264}
+PHASES = {"tower": 0.179, "text": 0.0165, "joined": 0.57, "grown": 0.2345}
 """Share of the time that each phase gets."""
 RATES = {"tower": 1.5e-3, "text": 2e-3, "joined": 1.5e-3, "grown": 4e-4}
 """Peak learning rate of each phase."""
