@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -126,22 +127,33 @@ def test_questions_that_are_packed_see_what_they_would_see_alone(
     assert start == len(packed)
 
 
-def test_visual_tokens_are_labelled_with_the_characters_they_show(
+def test_visual_tokens_are_labelled_with_what_their_patches_show(
     processor: LlavaProcessor, tmp_path: Path
 ) -> None:
     cache = ImageCache.build(tmp_path, range(4))
     encoder = Encoder(processor.tokenizer, 144)
     batches = ImageBatches(encoder, cache, range(4), batch=4, longest=60, seed=0)
-    batch = batches(0)
     image = processor.tokenizer.convert_tokens_to_ids("<image>")
-    assert batch.images is not None
-    for ids, labels, pixels in zip(batch.ids, batch.labels, batch.images, strict=True):
-        row = next(i for i in range(4) if (cache.pixels[i] == pixels.numpy()).all())
-        shown = [PATCH_CLASSES[g] for g in cache.glyphs[row]]
-        for name, label in zip(shown, labels[ids == image].tolist(), strict=True):
-            if len(name) == 1:
-                assert processor.tokenizer.decode([label]) == name
-            elif label != IGNORED:
-                assert processor.tokenizer.decode([label]) == f" {name}"
-            else:
-                assert not name or len(encoder.encode(f" {name}")) > 1
+    said: dict[tuple[int, int], set[str]] = {}
+    for batch in map(batches, range(12)):
+        assert batch.images is not None
+        for ids, labels, pixels in zip(batch.ids, batch.labels, batch.images, strict=True):
+            row = next(i for i in range(4) if (cache.pixels[i] == pixels.numpy()).all())
+            for place, label in enumerate(labels[ids == image].tolist()):
+                text = "" if label == IGNORED else processor.tokenizer.decode([label])
+                said.setdefault((row, place), set()).add(text)
+    for (row, place), texts in said.items():
+        facts = scenes.dialogue(row).facts
+        name = PATCH_CLASSES[cache.glyphs[row][place]]
+        if not name:
+            assert texts == {""}
+        elif len(name) == 1:
+            written = [*facts.written, '".']
+            behind = {b for a, b in pairwise(written) if a == name}
+            assert texts <= {name, f" {facts.ink}", *behind, ""}
+            assert name in texts
+        else:
+            meant = [shape for shape in facts.shapes if shape.form == name]
+            words = {w for shape in meant for w in (name, shape.size, shape.colour)}
+            assert texts - {""} <= {f" {word}" for word in words}
+            assert texts - {""}
