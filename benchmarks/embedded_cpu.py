@@ -132,21 +132,23 @@ def ours(engine: Engine, speculate: bool = True) -> Method:
 
 
 def build(
-    folder: str,
-    drafts: Path,
+    target: Target,
+    drafts: dict[str, str],
     items: Sequence[Item],
     others: Sequence[Item],
     known: dict[str, Any],
 ) -> tuple[dict[str, Method], dict[str, dict[str, int]]]:
-    """Every method, and the trees that were chosen for it on `others` (or are `known` already)."""
-    target = load_target(folder)
+    """Every method, and the trees that were chosen for it on `others` (or are `known` already).
+
+    Args:
+        drafts: folders of `vispec`, `eagle` and `eagle-text`.
+    """
     compiled = wrap(target.model, target.processor)
-    vispec_draft = "embedded" if folder == "embedded" else str(drafts / "vispec")
     sources = {
-        "vispec-chain": (vispec_draft, CHAINS),
-        "eagle-text": (str(drafts / "eagle-text"), TREES),
-        "eagle": (str(drafts / "eagle"), TREES),
-        "vispec": (vispec_draft, TREES),
+        "vispec-chain": (drafts["vispec"], CHAINS),
+        "eagle-text": (drafts["eagle-text"], TREES),
+        "eagle": (drafts["eagle"], TREES),
+        "vispec": (drafts["vispec"], TREES),
     }
     methods = {
         "generate": huggingface(target),
@@ -155,7 +157,7 @@ def build(
         "plain": ours(Engine(target), speculate=False),
         "plain-compiled": ours(Engine(compiled, compile=True), speculate=False),
     }
-    draft, advice = load_draft(vispec_draft, target)
+    draft, advice = load_draft(drafts["vispec"], target)
     methods["vispec-uncompiled"] = ours(Engine(target, draft, tree=advice))
     trees = {"vispec-uncompiled": asdict(advice or TreeShape())}
     for name, (source, candidates) in sources.items():
@@ -287,7 +289,7 @@ def summarise(lines: list[dict[str, Any]], items: Sequence[Item]) -> list[dict[s
             true = {(line["repeat"], line["item"]): line["token_ids"] for line in reference}
             for name, found in by_method.items():
                 row = _row(found, items) | {"fastest_plain": fastest}
-                if temperature == 0 or ("stats" in found[0] and found[0]["stats"]):
+                if temperature == 0 or found[0]["stats"]:
                     row["identical"] = sum(
                         line["token_ids"] == true[line["repeat"], line["item"]] for line in found
                     ) / len(found)
@@ -394,19 +396,18 @@ def main(argv: Iterable[str] | None = None) -> None:
     others = [item for found in by_task.values() for item in found[given.items :]]
     # A tree that runs uncompiled because too many were compiled would be measured as slow.
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    target = Path(locate(given.target, "target"))
-    embedded = given.target == "embedded"
-    vispec_draft = locate("embedded", "draft") if embedded else given.drafts / "vispec"
-    folders = {"target": target, "vispec": vispec_draft} | {
-        name: given.drafts / name for name in ("eagle", "eagle-text")
-    }
+    drafts = {name: str(given.drafts / name) for name in ("vispec", "eagle", "eagle-text")}
+    if given.target == "embedded":
+        drafts["vispec"] = locate("embedded", "draft")
+    folders = {"target": locate(given.target, "target")} | drafts
     facts = {
         "weights": {name: fingerprint(folder) for name, folder in folders.items()},
         "items": [given.items, given.choosing, len(items)],
         "machine": machine(),
     }
     trees = run_of(given.work, facts)
-    methods, trees = build(given.target, given.drafts, items, others, trees)
+    target = load_target(given.target)
+    methods, trees = build(target, drafts, items, others, trees)
     run_of(given.work, facts, trees)
     commit = git("rev-parse", "--short", "HEAD")
     changed = git("status", "--porcelain", "--untracked-files=no")
@@ -416,7 +417,7 @@ def main(argv: Iterable[str] | None = None) -> None:
         f" --items {given.items} --choosing {given.choosing} --repeats {given.repeats}"
         f" --threads {given.threads}" + (" --data DIR" if given.data else ""),
         "commit": commit + (" with changes" if changed else ""),
-        "dtype": str(load_target(given.target).dtype).removeprefix("torch."),
+        "dtype": str(target.dtype).removeprefix("torch."),
         **facts,
         "trees": trees,
         "rows": summarise(lines, items),

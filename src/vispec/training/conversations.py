@@ -20,7 +20,6 @@ from vispec.training.augment import augment
 from vispec.training.image_cache import (
     HUE_CLASSES,
     LINE_CLASSES,
-    LONGEST_LINE,
     PATCH_CLASSES,
     RANK_CLASSES,
     ImageCache,
@@ -218,7 +217,11 @@ class ImageBatches:
         self.width = -(-(len(encoder.opening) + longest) // 32) * 32
         self.names, self.colours, self.sizes = (
             np.array([_patch_token(encoder, name) for name in names])
-            for names in (PATCH_CLASSES, HUE_CLASSES, ("",) * (LONGEST_LINE + 1) + tuple(RADII))
+            for names in (
+                PATCH_CLASSES,
+                HUE_CLASSES,
+                [n if n in RADII else "" for n in RANK_CLASSES],
+            )
         )
         self.read = np.array([*self.names, encoder.encode(" ")[0], encoder.encode('".')[0]])
         kept = sorted(set(self.rows))

@@ -100,24 +100,24 @@ def patch_loss(model: nn.Module, batch: PatchBatch) -> tuple[Tensor, dict[str, f
     wanted = batch.glyphs, batch.hues, batch.ranks, batch.lines
     loss = words.new_zeros((), dtype=torch.float32)
     numbers: dict[str, float] = {}
-    if len(batch.images):
-        shown = batch.glyphs > 0
-        weight = torch.where(shown, 1.0, 0.1).flatten()
-        for name, share, logits, classes in zip(
-            ("glyph", "hue", "rank", "line"), (1.0, 0.5, 0.5, 0.25), found, wanted, strict=True
-        ):
-            each = functional.cross_entropy(
-                logits.float().flatten(0, 1), classes.flatten(), reduction="none"
-            )
-            loss = loss + share * (each * weight).sum() / weight.sum()
-            right = (logits.argmax(-1) == classes)[shown].float().mean().item()
-            numbers[f"{name}_accuracy"] = right
+    shown = batch.glyphs > 0
+    weight = torch.where(shown, 1.0, 0.1).flatten()
+    for name, share, logits, classes in zip(
+        ("glyph", "hue", "rank", "line"), (1.0, 0.5, 0.5, 0.25), found, wanted, strict=True
+    ):
+        each = functional.cross_entropy(
+            logits.float().flatten(0, 1), classes.flatten(), reduction="none"
+        )
+        loss = loss + share * (each * weight).sum() / weight.sum()
+        right = (logits.argmax(-1) == classes)[shown].float().mean().item()
+        numbers[f"{name}_accuracy"] = right
     if len(batch.photos):
         named = functional.binary_cross_entropy_with_logits(
             words.float(), batch.words, reduction="none"
         )
-        loss = loss + 0.03 * named.sum(1).mean()
-        numbers["words_loss"] = named.sum(1).mean().item()
+        of_words = named.sum(1).mean()
+        loss = loss + 0.03 * of_words
+        numbers["words_loss"] = of_words.item()
     return loss, numbers
 
 
