@@ -11,6 +11,7 @@ from PIL import Image
 from vispec.training import photos, scenes
 from vispec.training.conversations import END, IGNORED, SPACE, Encoder, ImageBatches, following
 from vispec.training.image_cache import PATCH_CLASSES, RANK_CLASSES, ImageCache, patch_labels
+from vispec.training.scene_words import PLACES
 from vispec.training.tokenizer import train_tokenizer
 
 
@@ -68,12 +69,19 @@ def _labels(batches: ImageBatches) -> list[int]:
     return [int(t) for row in labels for t in row if t != IGNORED]
 
 
-def test_patches_of_a_form_say_its_name_its_size_or_its_colour(tmp_path: Path) -> None:
+def test_patches_of_a_form_say_its_name_its_size_its_colour_or_its_place(tmp_path: Path) -> None:
     seed = next(s for s in range(99) if len(scenes.dialogue(s).facts.shapes) == 3)
     cache = ImageCache.build(tmp_path, [seed])
-    words = " ".join(f" {word}" for word in (*scenes.COLOURS, *scenes.FORMS, *scenes.RADII))
+    places = {word for row in PLACES for place in row for word in place.split()}
+    words = " ".join(
+        f" {word}" for word in (*scenes.COLOURS, *scenes.FORMS, *scenes.RADII, *places)
+    )
     encoder = Encoder(train_tokenizer([words] * 3, 400), 144)
     said = _labels(ImageBatches(encoder, cache, [0], 1, 160, seed=0))
     texts = {encoder.tokenizer.decode([token]).strip() for token in said}
-    for shape in scenes.dialogue(seed).facts.shapes:
-        assert {shape.form, shape.colour, shape.size} <= texts
+    shapes = scenes.dialogue(seed).facts.shapes
+    for shape in shapes:
+        assert {shape.form, shape.colour, shape.size, *shape.place.split()} <= texts
+    elsewhere = places - {word for s in shapes for word in s.place.split()}
+    assert elsewhere
+    assert not elsewhere & texts

@@ -20,13 +20,14 @@ from vispec.training.augment import augment
 from vispec.training.image_cache import (
     HUE_CLASSES,
     LINE_CLASSES,
+    PATCH,
     PATCH_CLASSES,
     RANK_CLASSES,
     ImageCache,
 )
 from vispec.training.photos import telling_words
-from vispec.training.scene_words import Turn
-from vispec.training.scenes import RADII
+from vispec.training.scene_words import PLACES, Turn
+from vispec.training.scenes import RADII, SIZE
 
 IGNORED = -100
 """Label of positions that carry no loss."""
@@ -185,11 +186,11 @@ class ImageBatches:
     """Questions about cached images; ``batches(step)`` is a ``Batch``.
 
     The positions of visual tokens are labelled too. A patch that shows a character or a form says,
-    as the draw has it, the token of that; or the one that is read behind the character, or the
-    form's size; or its colour. It ties what the tower sees to the words of the decoder with dozens
-    of labels an image, and makes spelling a matter of finding the character that was said last,
-    where answers alone are slow to teach both. Of a photograph, every third patch says some word
-    of its answers.
+    as the draw has it, the token of that; or the one that is read behind the character; or the
+    form's size or the words of its place; or its colour. It ties what the tower sees to the words
+    of the decoder with dozens of labels an image, and makes spelling a matter of finding the
+    character that was said last, where answers alone are slow to teach both. Of a photograph, every
+    third patch says some word of its answers.
 
     Images are visited in shuffled epochs. Photographs are cropped, mirrored and tinted at random,
     but where something is said of sides, places and numbers only tinted; scenes are shown as they
@@ -223,6 +224,7 @@ class ImageBatches:
                 [n if n in RADII else "" for n in RANK_CLASSES],
             )
         )
+        self.places = np.array([[_patch_token(encoder, w) for w in words] for words in _places()])
         self.read = np.array([*self.names, encoder.encode(" ")[0], encoder.encode('".')[0]])
         kept = sorted(set(self.rows))
         self.encoded = dict(zip(kept, encoder.turns([cache.turns[r] for r in kept]), strict=True))
@@ -261,8 +263,11 @@ class ImageBatches:
         glyphs, hues, ranks = (x[rows] for x in (cache.glyphs, cache.hues, cache.ranks))
         patches = zip(glyphs, ranks, cache.lines[rows], strict=True)
         behind = np.stack([following(*image) for image in patches])
-        more = np.where(behind != 0, self.read[behind], self.sizes[ranks])
-        told = np.stack([self.names[glyphs], more, self.colours[hues]])
+        sizes = self.sizes[ranks]
+        formed = (sizes, *(np.broadcast_to(words, sizes.shape) for words in self.places))
+        beside = [np.where(behind != 0, self.read[behind], words) for words in formed]
+        beside = [np.where(glyphs != 0, words, IGNORED) for words in beside]
+        told = np.stack([self.names[glyphs], self.colours[hues], *beside])
         drawn = rng.integers(len(told), size=(1, *glyphs.shape))
         labels = np.take_along_axis(told, drawn, 0)[0]
         for place, row in enumerate(rows):
@@ -284,6 +289,13 @@ class ImageBatches:
 
     def _shuffle(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, epoch)).permutation(self.rows)
+
+
+def _places() -> tuple[list[str], list[str]]:
+    """The first and the last word for the place of every patch, row by row."""
+    side = SIZE // PATCH
+    cells = [PLACES[3 * y // side][3 * x // side].split() for y in range(side) for x in range(side)]
+    return [cell[0] for cell in cells], [cell[-1] for cell in cells]
 
 
 SPACE, END = len(PATCH_CLASSES), len(PATCH_CLASSES) + 1

@@ -55,7 +55,7 @@ from vispec.training.tower import (
 )
 from vispec.training.trainer import Settings, Trainer
 
-PHASES = {"tower": 0.179, "text": 0.0165, "joined": 0.57, "grown": 0.2345}
+PHASES = {"tower": 0.162, "text": 0.015, "joined": 0.611, "grown": 0.212}
 """Share of the time that each phase gets."""
 RATES = {"tower": 1.5e-3, "text": 2e-3, "joined": 1.5e-3, "grown": 4e-4}
 """Peak learning rate of each phase."""
