@@ -47,9 +47,11 @@ from vispec.decoding.engine import Engine, Request
 from vispec.decoding.planner import CHAINS, TREES, fastest_tree
 from vispec.decoding.sampling import Sampling
 from vispec.decoding.tree import TreeShape
+from vispec.errors import VispecError
 from vispec.evaluation.items import TASKS, Item, held_out
 from vispec.evaluation.quality import score
 from vispec.loading import load_draft, load_target
+from vispec.runs import claim
 from vispec.targets import Target, wrap
 
 MAX_NEW_TOKENS = 128
@@ -240,29 +242,6 @@ def compilations() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
-def run_of(
-    work: Path, facts: dict[str, Any], trees: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """The trees of the run in a work folder, which is of these facts or refused.
-
-    Args:
-        facts: what the answers depend on.
-        trees: to write down, once they are chosen.
-    """
-    path = work / "run.json"
-    kept = json.loads(path.read_text()) if path.exists() else {"facts": facts, "trees": {}}
-    for name, value in facts.items():
-        if kept["facts"].get(name) != value:
-            sys.exit(
-                f"{work} holds answers of another run: {name} was {kept['facts'].get(name)!r},"
-                f" now it is {value!r}; give another --work"
-            )
-    if trees is not None:
-        kept["trees"] = trees
-        path.write_text(json.dumps(kept, indent=1) + "\n")
-    return kept["trees"]
-
-
 def summarise(lines: list[dict[str, Any]], items: Sequence[Item]) -> list[dict[str, Any]]:
     """One row a task, method and temperature.
 
@@ -388,7 +367,6 @@ def main(argv: Iterable[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="where the result goes, as JSON")
     given = parser.parse_args(list(argv) if argv is not None else None)
     torch.set_num_threads(given.threads)
-    given.work.mkdir(parents=True, exist_ok=True)
 
     asked = held_out(given.data, given.items + given.choosing)
     by_task = {task: [item for item in asked if item.task == task] for task in TASKS}
@@ -405,10 +383,15 @@ def main(argv: Iterable[str] | None = None) -> None:
         "items": [given.items, given.choosing, len(items)],
         "machine": machine(),
     }
-    trees = run_of(given.work, facts)
+    try:
+        claim(given.work, facts)
+    except VispecError as error:
+        sys.exit(str(error))
+    chosen = given.work / "trees.json"
+    trees = json.loads(chosen.read_text()) if chosen.exists() else {}
     target = load_target(given.target)
     methods, trees = build(target, drafts, items, others, trees)
-    run_of(given.work, facts, trees)
+    chosen.write_text(json.dumps(trees, indent=1) + "\n")
     commit = git("rev-parse", "--short", "HEAD")
     changed = git("status", "--porcelain", "--untracked-files=no")
     lines = measure(methods, items, given.repeats, given.work / "answers.jsonl")

@@ -89,15 +89,6 @@ def test_a_slow_repeat_changes_no_median(tmp_path: Path) -> None:
     assert rows[0.0, "vispec"]["speedup_vs_generate"] == pytest.approx(4)
 
 
-def test_answers_of_another_run_are_not_taken_for_this_ones(tmp_path: Path) -> None:
-    facts = {"weights": {"target": "a"}, "items": [2, 1, 6]}
-    assert bench.run_of(tmp_path, facts) == {}
-    bench.run_of(tmp_path, facts, {"vispec": {"size": 8}})
-    assert bench.run_of(tmp_path, facts) == {"vispec": {"size": 8}}
-    with pytest.raises(SystemExit, match=r"another run: items was \[2, 1, 6\], now it is \[3"):
-        bench.run_of(tmp_path, facts | {"items": [3, 1, 9]})
-
-
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     file = tmp_path / "answers.jsonl"
     whole = bench.measure(METHODS, ITEMS, 2, file)

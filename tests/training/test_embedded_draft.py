@@ -145,7 +145,7 @@ def test_the_recipe_makes_a_draft_that_loads_and_asks_nothing_twice(
         lines = (work / "vispec" / stage / "log.jsonl").read_text().splitlines()
         assert any("heldout_accuracy_3" in line for line in lines)
 
-    with pytest.raises(VispecError, match="answers of another run"):
+    with pytest.raises(VispecError, match="another run: photos was"):
         recipe.main([*arguments, "--photos", "5"])
 
     # A draft to compare with learns from the same answers, this one from text alone.

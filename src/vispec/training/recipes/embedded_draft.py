@@ -32,8 +32,8 @@ from vispec.decoding.engine import Engine
 from vispec.decoding.planner import TREES, fastest_tree
 from vispec.decoding.tree import TreeShape
 from vispec.drafts import EagleConfig, EagleDraft
-from vispec.errors import VispecError
 from vispec.loading import load_target
+from vispec.runs import claim
 from vispec.targets import Target
 from vispec.training import draft as training
 from vispec.training import losses, photos, scenes
@@ -209,7 +209,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
 
     target = load_target(options.target)
-    _claim(options)
+    claim(
+        options.work,
+        {
+            "target": fingerprint(locate(options.target)),
+            **{name: getattr(options, name) for name in ("scenes", "photos", "texts", "heldout")},
+            "max_new_tokens": options.max_new_tokens,
+        },
+    )
     mixed = (0.0, 0.0, 1.0)
     asked = scene_questions(options.scenes, "train", 5_000_000, mixed)
     asked += photo_questions(options.data, options.photos, "train", mixed)
@@ -265,30 +272,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     (options.out / "README.md").write_text(text)
     (work / "result.json").write_text(json.dumps(measured, indent=2) + "\n")
     print(measured, flush=True)
-
-
-def _claim(options: argparse.Namespace) -> None:
-    """Keep a work folder to one target and one set of questions.
-
-    Raises:
-        VispecError: if it holds answers of another target or to other questions.
-    """
-    facts = {
-        "target": fingerprint(locate(options.target)),
-        **{name: getattr(options, name) for name in ("scenes", "photos", "texts", "heldout")},
-        "max_new_tokens": options.max_new_tokens,
-    }
-    path = options.work / "answers-of.json"
-    if path.exists():
-        kept = json.loads(path.read_text())
-        if kept != facts:
-            raise VispecError(
-                f"{options.work} holds answers of another run ({kept}, not {facts});"
-                " give another --work"
-            )
-    else:
-        options.work.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(facts) + "\n")
 
 
 def acceptance(engine: Engine, questions: Sequence[Question]) -> dict[str, dict[str, float]]:

@@ -1,0 +1,33 @@
+"""Work folders of long runs, which go on where they were interrupted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vispec.errors import VispecError
+
+
+def claim(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Keep a work folder to one run: make it, or check that what it holds is of this run.
+
+    Args:
+        folder: of results that a repeated command would take as its own.
+        facts: what the results depend on, fit for JSON.
+
+    Raises:
+        VispecError: if the folder was claimed with other facts.
+    """
+    path = folder / "run.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(facts, indent=1) + "\n")
+    kept = json.loads(path.read_text())
+    for name in dict.fromkeys((*facts, *kept)):
+        if kept.get(name) != facts.get(name):
+            raise VispecError(
+                f"{folder} holds answers of another run: {name} was {kept.get(name)!r},"
+                f" now it is {facts.get(name)!r}; give another --work"
+            )
