@@ -15,7 +15,7 @@ from typing import Any
 
 from vispec.checkpoints.files import read_config, tensor_headers
 from vispec.training.recipes.card import training_of
-from vispec.training.recipes.embedded_target import PHASES
+from vispec.training.recipes.embedded_target import PHASES, PHOTO_TURNS
 
 CARD = """# The embedded target
 
@@ -105,7 +105,7 @@ def card(model: Path, work: Path, report: dict[str, Any], fonts: int, note: str 
 def curve(work: Path, points: int = 12) -> str:
     """A table of held-out losses over the phases that judge answers, at most `points` rows each."""
     rows = ["| phase | step | minutes | vqa | caption | read | photo |", "|---" * 7 + "|"]
-    for phase in ("joined", "grown"):
+    for phase in PHOTO_TURNS:
         path = work / phase / "log.jsonl"
         lines = [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
         judged = [line for line in lines if "heldout_vqa" in line]
