@@ -12,7 +12,7 @@ from transformers import LogitsProcessorList
 
 from table import Table, TableDraft, TableTarget, chi_square, grow, tree_codes
 from vispec.decoding import accept
-from vispec.decoding.accept import accept_keyed, accept_stochastic
+from vispec.decoding.accept import Walk, accept_greedy, accept_keyed, accept_stochastic
 from vispec.decoding.loop import Job, run
 from vispec.decoding.sampling import Chooser, KeyedNoise, gumbel
 from vispec.decoding.tree import SampledShape, Tree, TreeShape
@@ -132,7 +132,8 @@ def test_keyed_texts_have_the_targets_law_over_seeds() -> None:
     assert chi_square(counts, Table(3, 3, seed=5).law()) > PASSES
 
 
-def test_a_greedy_walk_accepts_the_longest_path_by_brute_force() -> None:
+@pytest.mark.parametrize("rule", ["keyed", "greedy"])
+def test_a_greedy_walk_accepts_the_longest_path_by_brute_force(rule: str) -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(100):
         b, n, vocabulary = 3, 10, 4
@@ -142,7 +143,7 @@ def test_a_greedy_walk_accepts_the_longest_path_by_brute_force() -> None:
                 for _ in range(b)
             ]
         )
-        token = torch.randint(vocabulary, (b, n), generator=generator)
+        token = torch.randint(-1, vocabulary, (b, n), generator=generator)
         logits = torch.randn(b, n, vocabulary, generator=generator)
         depth = torch.zeros_like(parent)
         for i in range(1, n):
@@ -154,8 +155,11 @@ def test_a_greedy_walk_accepts_the_longest_path_by_brute_force() -> None:
         def scores(node: Tensor, *_: object, at: Tensor = logits, rows: Tensor = rows) -> Tensor:
             return at[rows, node]
 
-        step = accept_keyed(tree, scores, zero, zero, None)
-        for row, (path, tokens) in enumerate(zip(*step.to_lists(), strict=True)):
+        if rule == "greedy":
+            accepted = accept_greedy(tree, logits)
+        else:
+            accepted = accept_keyed(tree, scores, zero, zero, None).to_lists()
+        for row, (path, tokens) in enumerate(zip(*accepted, strict=True)):
             node, expected_path, expected_tokens = 0, [0], []
             while True:
                 choice = int(logits[row, node].argmax())
@@ -168,3 +172,13 @@ def test_a_greedy_walk_accepts_the_longest_path_by_brute_force() -> None:
                 node = children[0]
                 expected_path.append(node)
             assert (path, tokens) == (expected_path, expected_tokens)
+
+
+def test_logits_that_differ_only_beyond_float32_are_a_tie_as_they_are_for_generate() -> None:
+    logits = torch.tensor([[[1.0, 1.0 + 1e-12, 0.0]]], dtype=torch.float64)
+    tree = Tree.root(torch.tensor([0]))
+    zero = torch.zeros(1, dtype=torch.long)
+    chooser = Chooser(LogitsProcessorList(), sample=False, seed=0)
+    walk = Walk(logits, [chooser], [None])
+    assert accept_greedy(tree, logits) == ([[0]], [[0]])
+    assert accept_keyed(tree, walk, zero, zero, None).to_lists() == ([[0]], [[0]])

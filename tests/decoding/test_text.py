@@ -286,3 +286,26 @@ def test_no_tokens_make_no_pieces() -> None:
     stream.finish()
     assert stream.pieces(last=True) == []
     assert stream.text == ""
+
+
+@pytest.mark.parametrize("stop", [(), ("cat",)])
+def test_what_nobody_reads_in_pieces_is_the_same_text(
+    tokenizer: PreTrainedTokenizerFast, stop: tuple[str, ...]
+) -> None:
+    for text in TEXTS:
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        read, unread = TextStream(tokenizer, stop), TextStream(tokenizer, stop)
+        pushed: list[int] = []
+        for token in ids:
+            pushed.append(token)
+            ended = read.push(token, False)
+            read.pieces()
+            assert unread.push(token, False) == ended
+            if ended:
+                break
+        read.finish()
+        unread.finish()
+        assert unread.text == read.text
+        pieces = unread.pieces(last=True)
+        assert "".join(piece.text for piece in pieces) == read.text
+        assert [token for piece in pieces for token in piece.token_ids] == pushed

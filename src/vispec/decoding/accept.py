@@ -2,14 +2,16 @@
 
 *Keyed*: the target's own token at a node is fixed before looking at the children (its argmax, or a
 sample drawn with noise keyed by request seed and output position); the walk goes on while a child
-carries that token. The text is the plain loop's own, whatever was proposed.
+carries that token. The text is the plain loop's own, whatever was proposed. Where every request
+takes the argmax of unprocessed logits (`accept_greedy`), the tokens of all nodes are looked up in
+one operation and the walk is the host's.
 
 *Stochastic* (Leviathan et al., arXiv 2211.17192; without replacement: Jeon et al., arXiv
 2402.14160): a child drawn from q is accepted with probability min(1, p/q), a rejected one leaves
 norm(max(p - q, 0)) for the next. The text has the target's distribution.
 
-Both walk from the root, one level a step and every request at once. Only the nodes on the walk are
-processed, each after the tokens that truly stand before it and exactly once, so even a logits
+Else both walk from the root, one level a step and every request at once. Only the nodes on the walk
+are processed, each after the tokens that truly stand before it and exactly once, so even a logits
 processor that keeps state sees what it would see in a plain loop.
 
 Shapes: `b` requests, `n` nodes, `V` vocabulary.
@@ -80,6 +82,32 @@ class Walk:
             else:
                 texts.append(None)
         return process_rows(self.choosers, rows, texts)
+
+
+def accept_greedy(tree: Tree, logits: Tensor) -> tuple[list[list[int]], list[list[int]]]:
+    """What `accept_keyed` accepts where no request samples or processes its logits.
+
+    Args:
+        tree: the proposal.
+        logits: `[b, n, V]` of the target at every node.
+
+    Returns:
+        The accepted paths, the root first, and the target's token behind each node of them.
+    """
+    # Rounded as `process_rows` rounds them: it decides ties.
+    own_tokens = logits.float().argmax(-1)
+    numbers = torch.stack([own_tokens, tree.parent, tree.token])
+    paths, tokens = [], []
+    for own, parents, proposed in zip(*numbers.tolist(), strict=True):
+        children: dict[tuple[int, int], int] = {}
+        for node, place in enumerate(zip(parents, proposed, strict=True)):
+            children.setdefault(place, node)
+        path = [0]
+        while (child := children.get((path[-1], own[path[-1]]))) is not None:
+            path.append(child)
+        paths.append(path)
+        tokens.append([own[node] for node in path])
+    return paths, tokens
 
 
 def accept_keyed(

@@ -177,10 +177,11 @@ class Engine:
         Raises:
             VispecError: for a request that cannot be answered, before any is started.
         """
-        stream = self.stream(prompt, images, **options)
-        for _ in stream:
+        answers, draft, accept = self._prepare(prompt, images, **options)
+        for _ in self._moves(answers, draft, accept):
             pass
-        return stream.results if _is_batch(prompt) else stream.result
+        results = [answer.result() for answer in answers]
+        return results if _is_batch(prompt) else results[0]
 
     def stream(
         self,
@@ -193,6 +194,28 @@ class Engine:
         **sampling: Any,
     ) -> Stream:
         """As `generate`, but an iterator of `Piece` whose `result` is there at its end."""
+        answers, draft, accept = self._prepare(
+            prompt,
+            images,
+            speculate=speculate,
+            accept=accept,
+            logits_processor=logits_processor,
+            **sampling,
+        )
+        results: list[Result] = []
+        return Stream(self._pieces(answers, results, draft, accept), results)
+
+    def _prepare(
+        self,
+        prompt: str | Sequence[Message] | Sequence[Request],
+        images: Sequence[ImageSource] = (),
+        *,
+        speculate: bool = True,
+        accept: Accept = "keyed",
+        logits_processor: LogitsProcessorList | None = None,
+        **sampling: Any,
+    ) -> tuple[list[_Answer], Draft | None, Accept]:
+        """Everything that can go wrong with requests goes wrong here."""
         if accept not in ("keyed", "stochastic"):
             raise SamplingError("accept", accept, "'keyed' or 'stochastic'")
         if _is_batch(prompt):
@@ -210,12 +233,9 @@ class Engine:
                 raise TypeError("prompt must be a text, a list of messages or a list of Request")
             requests = [Request(prompt, images, Sampling(**sampling), logits_processor)]  # type: ignore[arg-type]
         answers = [self._answer(request, index) for index, request in enumerate(requests)]
-        results: list[Result] = []
-        draft = self.draft if speculate else None
-        return Stream(self._pieces(answers, results, draft, accept), results)
+        return answers, self.draft if speculate else None, accept
 
     def _answer(self, request: Request, index: int) -> _Answer:
-        """Everything that can go wrong with a request goes wrong here."""
         images = [load_image(source) for source in request.images]
         prompt = self.target.encode(request.prompt, images)
         return _Answer(self.target, request, prompt, index)
@@ -223,6 +243,15 @@ class Engine:
     def _pieces(
         self, answers: list[_Answer], results: list[Result], draft: Draft | None, accept: Accept
     ) -> Iterator[Piece]:
+        for moved in self._moves(answers, draft, accept):
+            for answer in moved:
+                yield from answer.pieces()
+        results += [answer.result() for answer in answers]
+
+    def _moves(
+        self, answers: list[_Answer], draft: Draft | None, accept: Accept
+    ) -> Iterator[list[_Answer]]:
+        """Run the loop; after every pass, the answers that got longer."""
         sampled = accept == "stochastic" and draft is not None
         groups: list[tuple[TreeShape | SampledShape, list[_Answer]]] = [
             # Greedy choices are the same under both rules, and trees chosen freely are better.
@@ -240,9 +269,7 @@ class Engine:
                 capacity=max((len(a.job.prompt) + a.job.limit for a in group), default=0),
             )
             for moved in moves:
-                for job in moved:
-                    yield from by_job[id(job)].pieces()
-        results += [answer.result() for answer in answers]
+                yield [by_job[id(job)] for job in moved]
 
 
 class _Answer:
@@ -273,14 +300,16 @@ class _Answer:
 
     def pieces(self) -> list[Piece]:
         """What can be shown by now."""
-        ended = self.job.finish_reason is not None
-        if ended:
-            self.stream.finish()
-        return self.stream.pieces(last=ended)
+        pieces = self.stream.pieces()
+        if self.job.finish_reason is None:
+            return pieces
+        self.stream.finish()
+        return pieces + self.stream.pieces(last=True)
 
     def result(self) -> Result:
         job = self.job
         assert job.finish_reason is not None
+        self.stream.finish()
         return Result(self.stream.text, job.token_ids, job.finish_reason, job.stats)
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vispec.decoding.accept import Walk, accept_keyed, accept_stochastic
+from vispec.decoding.accept import Walk, accept_greedy, accept_keyed, accept_stochastic
 from vispec.decoding.cache import SlotCache
 from vispec.decoding.sampling import Chooser, KeyedNoise
 from vispec.decoding.stats import Stats
@@ -124,12 +124,7 @@ def run(
         proposed = clock()
         seen = target.verify(tree, cache)
         verified = clock()
-        walk = Walk(seen.logits, cycle.choosers, cycle.texts)
-        if tree.shape is not None:
-            step = accept_stochastic(tree, walk, cycle.seed, cycle.position)
-        else:
-            step = accept_keyed(tree, walk, cycle.seed, cycle.position, cycle.sample)
-        paths, tokens = step.to_lists()  # the cycle's one synchronisation
+        paths, tokens = cycle.accept(tree, seen.logits)  # the cycle's one synchronisation
         for slot, (job, path, row) in enumerate(zip(active, paths, tokens, strict=True)):
             cache.keep(slot, path)
             job.stats.count(len(path) - 1, job.emit(row, len(path) - 1))
@@ -161,6 +156,15 @@ class _Cycle:
         heat = [job.draft_temperature for job in active]
         self.noise = KeyedNoise(self.seed, self.position, torch.tensor(heat, device=device))
         self._left = [job.limit - len(job.token_ids) for job in active]
+
+    def accept(self, tree: Tree, logits: Tensor) -> tuple[list[list[int]], list[list[int]]]:
+        """The accepted paths, and the target's tokens behind their nodes."""
+        if self.sample is None and not any(chooser.processors for chooser in self.choosers):
+            return accept_greedy(tree, logits)
+        walk = Walk(logits, self.choosers, self.texts)
+        if tree.shape is not None:
+            return accept_stochastic(tree, walk, self.seed, self.position).to_lists()
+        return accept_keyed(tree, walk, self.seed, self.position, self.sample).to_lists()
 
     def shorten(self, tree: Tree) -> None:
         """Keep nodes that no request can reach from lying beyond its last position.

@@ -40,9 +40,9 @@ class Detokenizer:
         self._older = 0  # how many of them the text needs no more, once newer ones have text
         self._told = 0  # characters of the window's text that have been returned
 
-    def push(self, token: int) -> str:
-        """The text that `token` makes certain; empty in the middle of a character."""
-        self._window.append(token)
+    def push(self, *tokens: int) -> str:
+        """The text that `tokens` make certain; empty in the middle of a character."""
+        self._window += tokens
         text = self._decode()
         certain = len(text.rstrip(_INCOMPLETE))
         new = text[self._told : certain]
@@ -70,6 +70,9 @@ class Detokenizer:
 class TextStream:
     """An answer's text: pieces as they become certain, and where a stop string ends it.
 
+    Tokens are decoded when a stop string or a reader of `pieces` needs them, and at the end all at
+    once where neither does.
+
     Args:
         tokenizer: of the target.
         stop: strings, each of which ends the answer; they are not part of the text.
@@ -81,6 +84,7 @@ class TextStream:
         self._stop, self._request = tuple(stop), request
         self._longest = max(map(len, self._stop), default=0)
         self._held: list[Piece] = []
+        self._unread: list[tuple[int, bool]] = []
         self._ids: list[int] = []
         self._drafted = False  # whether the draft proposed the last of them
         self.text = ""
@@ -88,13 +92,16 @@ class TextStream:
 
     def push(self, token: int, drafted: bool) -> bool:
         """Take in a token; True where it completes a stop string, which cuts the text there."""
-        self._ids.append(token)
-        self._drafted = drafted
-        self._add(self._detokenizer.push(token))
+        self._unread.append((token, drafted))
+        if self._stop:
+            self._read_each()
         return self.stopped
 
     def finish(self) -> None:
         """No more tokens will come."""
+        if self._unread:
+            self._read(self._unread)
+            self._unread = []
         if not self.stopped:
             self._add(self._detokenizer.flush())
         if self._ids:
@@ -103,6 +110,7 @@ class TextStream:
 
     def pieces(self, *, last: bool = False) -> list[Piece]:
         """The pieces that no stop string can cut any more; all that are left when `last`."""
+        self._read_each()
         keep = 0 if last or self.stopped else self._possible_stop()
         ready: list[Piece] = []
         pending = sum(len(piece.text) for piece in self._held)
@@ -110,6 +118,17 @@ class TextStream:
             pending -= len(self._held[0].text)
             ready.append(self._held.pop(0))
         return ready
+
+    def _read_each(self) -> None:
+        for told in self._unread:
+            self._read([told])
+        self._unread = []
+
+    def _read(self, told: Sequence[tuple[int, bool]]) -> None:
+        tokens = [token for token, _ in told]
+        self._ids += tokens
+        self._drafted = told[-1][1]
+        self._add(self._detokenizer.push(*tokens))
 
     def _add(self, text: str) -> None:
         if not text:

@@ -6,7 +6,7 @@ the target has not computed yet. Every parent stands before its children.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -104,7 +104,6 @@ class Tree:
     logprob: Tensor
     proposal: Tensor | None = None
     shape: SampledShape | None = None
-    _mask: Tensor | None = field(default=None, repr=False)
 
     @classmethod
     def root(cls, token: Tensor) -> Tree:
@@ -119,9 +118,7 @@ class Tree:
 
     def ancestors(self) -> Tensor:
         """`[b, n, n]` bool: may row's node see column's node (itself and its ancestors)."""
-        if self._mask is None:
-            self._mask = ancestor_mask(self.parent, self.max_depth)
-        return self._mask
+        return ancestor_mask(self.parent, self.max_depth)
 
 
 def ancestor_mask(parent: Tensor, max_depth: int) -> Tensor:

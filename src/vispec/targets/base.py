@@ -21,7 +21,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from vispec.decoding.cache import READ_STEP, SlotCache
 from vispec.decoding.compilation import compiled
-from vispec.decoding.tree import Tree
+from vispec.decoding.tree import Tree, ancestor_mask
 from vispec.errors import AttentionError, CheckpointError, ImageError, PromptTooLongError
 
 Message = Mapping[str, Any]
@@ -355,16 +355,17 @@ class Target:
         The nodes' keys are written behind each slot's kept ones; `cache.keep` decides which stay.
         """
         cache.window(first, *tree.token.shape)
-        return Verification(*self._tree_pass(tree.token, tree.depth, tree.ancestors(), cache))
+        place = tree.depth, tree.parent, tree.max_depth
+        return Verification(*self._tree_pass(tree.token, *place, cache))
 
     def _tree_pass(
-        self, token: Tensor, depth: Tensor, ancestors: Tensor, cache: SlotCache
+        self, token: Tensor, depth: Tensor, parent: Tensor, max_depth: int, cache: SlotCache
     ) -> tuple[Tensor, Tensor]:
         """`(logits [b, n, V], features [b, n, d])` of a tree in the cache's window."""
         hidden = self.decoder(
             input_ids=token.clamp(min=0),
             position_ids=self.positions(cache.kept[:, None] + depth),
-            attention_mask=cache.attention_mask(ancestors, self.dtype),
+            attention_mask=cache.attention_mask(ancestor_mask(parent, max_depth), self.dtype),
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
