@@ -61,7 +61,7 @@ PHASES = {"tower": 0.142, "text": 0.0132, "joined": 0.5353, "photos": 0.1236, "g
 """Share of the time that each phase gets."""
 RATES = {"tower": 1.5e-3, "text": 2e-3, "joined": 1.5e-3, "photos": 6e-4, "grown": 4e-4}
 """Peak learning rate of each phase."""
-PHOTO_TURNS = {"joined": 3, "photos": 10, "grown": 10}
+PHOTO_TURNS = {"joined": 3, "photos": 10, "grown": 5}
 """How often an epoch shows a photograph, for each time that it shows a scene."""
 LONGEST = 160
 """Text positions of a conversation beside its image."""
