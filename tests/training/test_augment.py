@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from vispec.training.augment import augment
+from vispec.training.augment import augment, erase
 
 
 def pictures(count: int) -> torch.Tensor:
@@ -54,3 +54,15 @@ def test_pictures_whose_places_are_named_are_only_tinted() -> None:
         for channel in range(3):
             pair = torch.stack([before[..., channel].flatten(), after[..., channel].flatten()])
             assert torch.corrcoef(pair)[0, 1] > 0.97
+
+
+def test_pictures_lose_patches_up_to_their_share() -> None:
+    images = pictures(400)
+    most = np.array([0.0, 0.5] * 200)
+    seen = erase(images, np.random.default_rng(0), 16, most)
+    lost = (seen != images).any(3).reshape(400, 3, 16, 3, 16).any((2, 4)).float().mean((1, 2))
+    assert not lost[::2].any()
+    assert 0.2 < lost[1::2].mean() < 0.3
+    painted = seen[1][(seen[1] != images[1]).any(2)]
+    assert torch.equal(painted[0], images[1].float().mean((0, 1)).round().to(torch.uint8))
+    assert torch.equal(seen, erase(images, np.random.default_rng(0), 16, most))

@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def augment(images: Tensor, rng: np.random.Generator, placed: Sequence[bool] = ()) -> Tensor:
+def augment(
+    images: Tensor, rng: np.random.Generator, placed: Sequence[bool] | np.ndarray = ()
+) -> Tensor:
     """Crop, mirror and tint every image on its own; size and type stay.
 
     Crops keep 45 to 100 % of the area with its shape changed by up to a fifth, half of the images
@@ -39,3 +41,23 @@ def augment(images: Tensor, rng: np.random.Generator, placed: Sequence[bool] = (
     grid = functional.affine_grid(torch.from_numpy(theta), list(tinted.shape), align_corners=False)
     seen = functional.grid_sample(tinted, grid, padding_mode="reflection", align_corners=False)
     return seen.clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def erase(
+    images: Tensor, rng: np.random.Generator, patch: int, most: Sequence[float] | np.ndarray
+) -> Tensor:
+    """Paint some patches of every image in its mean colour; size and type stay.
+
+    A few thousand photographs are soon known by heart; half hidden ones have to be looked at.
+
+    Args:
+        images: ``[b, size, size, 3]`` uint8.
+        rng: decides everything.
+        patch: side of a patch, pixels.
+        most: of each image, the largest share of patches that it loses; the share is drawn too.
+    """
+    count, side = len(images), images.shape[1] // patch
+    lost = rng.random((count, side, side)) < (rng.random(count) * most)[:, None, None]
+    hidden = torch.from_numpy(lost).repeat_interleave(patch, 1).repeat_interleave(patch, 2)
+    mean = images.float().mean((1, 2), keepdim=True).round().to(torch.uint8)
+    return torch.where(hidden[..., None], mean, images)

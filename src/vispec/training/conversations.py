@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from vispec.training.augment import augment
+from vispec.training.augment import augment, erase
 from vispec.training.image_cache import (
     HUE_CLASSES,
     LINE_CLASSES,
@@ -193,8 +193,8 @@ class ImageBatches:
     third patch says some word of its answers.
 
     Images are visited in shuffled epochs. Photographs are cropped, mirrored and tinted at random,
-    but where something is said of sides, places and numbers only tinted; scenes are shown as they
-    are.
+    and lose some patches; they are only tinted where something is said of sides, places or numbers.
+    Scenes are shown as they are.
 
     Args:
         rows: rows of ``cache``; one that stands here twice is shown twice an epoch.
@@ -253,8 +253,9 @@ class ImageBatches:
         photo = [i for i, row in enumerate(rows) if self.cache.sources[row] != "scene"]
         if photo:
             assert batch.images is not None
-            placed = [self._is_placed(rows[i]) for i in photo]
-            batch.images[photo] = augment(batch.images[photo], rng, placed)
+            placed = np.array([self._is_placed(rows[i]) for i in photo])
+            seen = augment(batch.images[photo], rng, placed)
+            batch.images[photo] = erase(seen, rng, PATCH, np.where(placed, 0.0, 0.5))
         return batch
 
     def _patch_labels(self, rows: Sequence[int], rng: np.random.Generator) -> Tensor:
