@@ -224,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     unseen = scene_questions(options.heldout * 2 // 3, "heldout", 9_000_000, (0.0,))
     unseen += photo_questions(options.data, options.heldout // 3, "heldout", (0.0,))
 
-    engine = Engine(target, max_batch=16)
+    engine = Engine(target, max_batch=32)
     samples = {}
     for name, questions in (("heldout", unseen), ("text", alone), ("multimodal", asked)):
         answers = distill(
