@@ -54,7 +54,7 @@ def distill(
     file: Path,
     *,
     max_new_tokens: int = 128,
-    batch: int = 64,
+    batch: int = 192,
 ) -> dict[str, Answer]:
     """Answer every question once, however often the run is interrupted.
 
