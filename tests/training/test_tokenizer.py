@@ -135,7 +135,7 @@ def test_visual_tokens_are_labelled_with_what_their_patches_show(
     batches = ImageBatches(encoder, cache, range(4), batch=4, longest=60, seed=0)
     image = processor.tokenizer.convert_tokens_to_ids("<image>")
     said: dict[tuple[int, int], set[str]] = {}
-    for batch in map(batches, range(12)):
+    for batch in map(batches, range(40)):
         assert batch.images is not None
         for ids, labels, pixels in zip(batch.ids, batch.labels, batch.images, strict=True):
             row = next(i for i in range(4) if (cache.pixels[i] == pixels.numpy()).all())
@@ -154,6 +154,8 @@ def test_visual_tokens_are_labelled_with_what_their_patches_show(
             assert name in texts
         else:
             meant = [shape for shape in facts.shapes if shape.form == name]
-            words = {w for shape in meant for w in (name, shape.size, shape.colour)}
+            words = {
+                w for shape in meant for w in (name, shape.size, shape.colour, *shape.place.split())
+            }
             assert texts - {""} <= {f" {word}" for word in words}
             assert texts - {""}
