@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, overload
 
@@ -65,8 +65,9 @@ class Result:
 class Stream(Iterator[Piece]):
     """Pieces of text as they become certain; when exhausted, `results` (and `result`) are there."""
 
-    def __init__(self, pieces: Iterator[Piece], results: list[Result]) -> None:
-        self._pieces, self._results = pieces, results
+    def __init__(self, answers: Sequence[_Answer], moves: Generator[list[_Answer]]) -> None:
+        self._answers, self._moves = answers, moves
+        self._pieces, self._results = self._read(), list[Result]()
         self._ended = self._closed = False
 
     def __iter__(self) -> Stream:
@@ -78,6 +79,18 @@ class Stream(Iterator[Piece]):
         except StopIteration:
             self._ended |= not self._closed
             raise
+
+    def _read(self) -> Generator[Piece]:
+        for moved in self._moves:
+            for answer in moved:
+                yield from answer.pieces()
+        self._results = [answer.result() for answer in self._answers]
+
+    def _finish(self) -> list[Result]:
+        """Generate without making pieces of the text."""
+        for _ in self._moves:
+            pass
+        return [answer.result() for answer in self._answers]
 
     @property
     def results(self) -> list[Result]:
@@ -97,9 +110,8 @@ class Stream(Iterator[Piece]):
     def close(self) -> None:
         """Stop generating; unless the stream had ended, there are no results."""
         self._closed = True
-        close = getattr(self._pieces, "close", None)
-        if close is not None:
-            close()
+        self._pieces.close()
+        self._moves.close()
 
 
 class Engine:
@@ -177,10 +189,7 @@ class Engine:
         Raises:
             VispecError: for a request that cannot be answered, before any is started.
         """
-        answers, draft, accept = self._prepare(prompt, images, **options)
-        for _ in self._moves(answers, draft, accept):
-            pass
-        results = [answer.result() for answer in answers]
+        results = self.stream(prompt, images, **options)._finish()
         return results if _is_batch(prompt) else results[0]
 
     def stream(
@@ -194,28 +203,6 @@ class Engine:
         **sampling: Any,
     ) -> Stream:
         """As `generate`, but an iterator of `Piece` whose `result` is there at its end."""
-        answers, draft, accept = self._prepare(
-            prompt,
-            images,
-            speculate=speculate,
-            accept=accept,
-            logits_processor=logits_processor,
-            **sampling,
-        )
-        results: list[Result] = []
-        return Stream(self._pieces(answers, results, draft, accept), results)
-
-    def _prepare(
-        self,
-        prompt: str | Sequence[Message] | Sequence[Request],
-        images: Sequence[ImageSource] = (),
-        *,
-        speculate: bool = True,
-        accept: Accept = "keyed",
-        logits_processor: LogitsProcessorList | None = None,
-        **sampling: Any,
-    ) -> tuple[list[_Answer], Draft | None, Accept]:
-        """Everything that can go wrong with requests goes wrong here."""
         if accept not in ("keyed", "stochastic"):
             raise SamplingError("accept", accept, "'keyed' or 'stochastic'")
         if _is_batch(prompt):
@@ -233,24 +220,17 @@ class Engine:
                 raise TypeError("prompt must be a text, a list of messages or a list of Request")
             requests = [Request(prompt, images, Sampling(**sampling), logits_processor)]  # type: ignore[arg-type]
         answers = [self._answer(request, index) for index, request in enumerate(requests)]
-        return answers, self.draft if speculate else None, accept
+        return Stream(answers, self._moves(answers, self.draft if speculate else None, accept))
 
     def _answer(self, request: Request, index: int) -> _Answer:
+        """Everything that can go wrong with a request goes wrong here."""
         images = [load_image(source) for source in request.images]
         prompt = self.target.encode(request.prompt, images)
         return _Answer(self.target, request, prompt, index)
 
-    def _pieces(
-        self, answers: list[_Answer], results: list[Result], draft: Draft | None, accept: Accept
-    ) -> Iterator[Piece]:
-        for moved in self._moves(answers, draft, accept):
-            for answer in moved:
-                yield from answer.pieces()
-        results += [answer.result() for answer in answers]
-
     def _moves(
         self, answers: list[_Answer], draft: Draft | None, accept: Accept
-    ) -> Iterator[list[_Answer]]:
+    ) -> Generator[list[_Answer]]:
         """Run the loop; after every pass, the answers that got longer."""
         sampled = accept == "stochastic" and draft is not None
         groups: list[tuple[TreeShape | SampledShape, list[_Answer]]] = [
