@@ -32,10 +32,10 @@ def test_the_deepest_chain_sees_everything_before_it() -> None:
         assert torch.equal(ancestor_mask(chain, n - 1), lower)
 
 
-def test_a_tree_computes_its_mask_once() -> None:
+def test_a_trees_own_depth_bounds_its_mask() -> None:
     parent = torch.tensor([[-1, 0, 0, 1]])
     tree = Tree(torch.arange(4)[None], parent, depths(parent), 2, torch.zeros(1, 4))
-    assert torch.equal(tree.ancestors(), ancestors(parent))
+    assert torch.equal(ancestor_mask(tree.parent, tree.max_depth), ancestors(parent))
 
 
 def test_a_root_alone_is_a_tree_that_proposes_nothing() -> None:
@@ -46,7 +46,7 @@ def test_a_root_alone_is_a_tree_that_proposes_nothing() -> None:
     assert tree.parent.tolist() == [[-1], [-1]]
     assert tree.depth.tolist() == [[0], [0]]
     assert tree.logprob.tolist() == [[0.0], [0.0]]
-    assert tree.ancestors().tolist() == [[[True]], [[True]]]
+    assert ancestor_mask(tree.parent, tree.max_depth).tolist() == [[[True]], [[True]]]
     assert tree.proposal is None
     assert tree.shape is None
 

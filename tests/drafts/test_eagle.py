@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from recordings import Recording, cases, load
-from vispec.decoding.tree import Tree
+from vispec.decoding.tree import Tree, ancestor_mask
 
 CASES = [*cases("vispec_draft"), *cases("eagle_draft", "eagle2*")]
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("no_grad")]
@@ -46,7 +46,9 @@ def paths(tree: Tree) -> set[tuple[int, ...]]:
 def assert_tree(recording: Recording, tree: Tree, prefix: str) -> None:
     assert torch.equal(tree.token, recording[f"{prefix}.tokens"])
     assert torch.equal(tree.depth[0], recording[f"{prefix}.depth"])
-    assert torch.equal(tree.ancestors()[0], recording[f"{prefix}.mask"][0, 0].bool())
+    assert torch.equal(
+        ancestor_mask(tree.parent, tree.max_depth)[0], recording[f"{prefix}.mask"][0, 0].bool()
+    )
     recorded = {tuple(n for n in row if n >= 0) for row in recording[f"{prefix}.paths"].tolist()}
     assert paths(tree) == recorded
 

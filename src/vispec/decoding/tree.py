@@ -116,10 +116,6 @@ class Tree:
     def size(self) -> int:
         return self.token.shape[1]
 
-    def ancestors(self) -> Tensor:
-        """`[b, n, n]` bool: may row's node see column's node (itself and its ancestors)."""
-        return ancestor_mask(self.parent, self.max_depth)
-
 
 def ancestor_mask(parent: Tensor, max_depth: int) -> Tensor:
     """Whether column is row's ancestor or row itself.
