@@ -228,6 +228,9 @@ class ImageBatches:
         self.read = np.array([*self.names, encoder.encode(" ")[0], encoder.encode('".')[0]])
         kept = sorted(set(self.rows))
         self.encoded = dict(zip(kept, encoder.turns([cache.turns[r] for r in kept]), strict=True))
+        photos = [row for row in kept if cache.sources[row] != "scene"]
+        self.words = {row: self._answer_words(row) for row in photos}
+        self.placed = {row: self._is_placed(row) for row in photos}
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
 
     def __call__(self, step: int) -> Batch:
@@ -250,10 +253,10 @@ class ImageBatches:
         labels = self._patch_labels(rows, rng)
         visual = slice(len(self.encoder.opening) - labels.shape[1], len(self.encoder.opening))
         batch.labels[:, visual] = labels
-        photo = [i for i, row in enumerate(rows) if self.cache.sources[row] != "scene"]
+        photo = [i for i, row in enumerate(rows) if row in self.placed]
         if photo:
             assert batch.images is not None
-            placed = np.array([self._is_placed(rows[i]) for i in photo])
+            placed = np.array([self.placed[rows[i]] for i in photo])
             seen = augment(batch.images[photo], rng, placed)
             batch.images[photo] = erase(seen, rng, PATCH, np.where(placed, 0.0, 0.5))
         return batch
@@ -264,15 +267,13 @@ class ImageBatches:
         glyphs, hues, ranks = (x[rows] for x in (cache.glyphs, cache.hues, cache.ranks))
         patches = zip(glyphs, ranks, cache.lines[rows], strict=True)
         behind = np.stack([following(*image) for image in patches])
-        sizes = self.sizes[ranks]
-        formed = (sizes, *(np.broadcast_to(words, sizes.shape) for words in self.places))
+        formed = [np.where(glyphs != 0, x, IGNORED) for x in (self.sizes[ranks], *self.places)]
         beside = [np.where(behind != 0, self.read[behind], words) for words in formed]
-        beside = [np.where(glyphs != 0, words, IGNORED) for words in beside]
         told = np.stack([self.names[glyphs], self.colours[hues], *beside])
         drawn = rng.integers(len(told), size=(1, *glyphs.shape))
         labels = np.take_along_axis(told, drawn, 0)[0]
         for place, row in enumerate(rows):
-            if cache.sources[row] != "scene" and (words := self._answer_words(row)):
+            if words := self.words.get(row):
                 chosen = rng.random(labels.shape[1]) < 1 / 3
                 labels[place] = np.where(chosen, rng.choice(words, labels.shape[1]), IGNORED)
         return torch.from_numpy(labels)
