@@ -15,7 +15,7 @@ MODEL = Path(vispec.__file__).parent / "models" / "target"
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
-    for phase, count in (("joined", 40), ("photos", 2), ("grown", 3)):
+    for phase, count in (("joined", 40), ("grown", 3)):
         (tmp_path / phase).mkdir()
         lines = [
             {"step": 10 * i, "elapsed_s": 60.0 * i, "heldout_vqa": 1 / i, "heldout_read": 2 / i}
@@ -47,5 +47,5 @@ def test_the_curve_keeps_the_last_point_of_every_phase(work: Path) -> None:
     joined = [row for row in rows if "joined" in row]
     assert 3 <= len(joined) <= 5
     assert joined[-1] == "| joined | 400 | 40 | 0.025 | – | 0.050 | – |"
-    assert list(dict.fromkeys(row.split()[1] for row in rows)) == ["joined", "photos", "grown"]
+    assert list(dict.fromkeys(row.split()[1] for row in rows)) == ["joined", "grown"]
     assert rows[-1].startswith("| grown | 30 |")

@@ -268,7 +268,9 @@ class ImageBatches:
         patches = zip(glyphs, ranks, cache.lines[rows], strict=True)
         behind = np.stack([following(*image) for image in patches])
         formed = [np.where(glyphs != 0, x, IGNORED) for x in (self.sizes[ranks], *self.places)]
-        beside = [np.where(behind != 0, self.read[behind], words) for words in formed]
+        # Of a character, its name as often as what is read behind it: one finds the other.
+        spelt = self.read[behind], self.names[glyphs], self.read[behind]
+        beside = [np.where(behind != 0, *pair) for pair in zip(spelt, formed, strict=True)]
         told = np.stack([self.names[glyphs], self.colours[hues], *beside])
         drawn = rng.integers(len(told), size=(1, *glyphs.shape))
         labels = np.take_along_axis(told, drawn, 0)[0]
