@@ -10,7 +10,8 @@ Four phases, each cheap where it can be (their shares of the time in ``PHASES``)
 4. *grown*: new layers that compute nothing are put behind each trained one, and everything is
    trained at full depth.
 
-    OMP_WAIT_POLICY=PASSIVE python -m vispec.training.recipes.embedded_target \\
+    LD_PRELOAD=libtcmalloc_minimal.so.4 GOMP_SPINCOUNT=20000 \\
+    python -m vispec.training.recipes.embedded_target \\
         --data DIR --work /tmp/target --out /tmp/target/model --minutes 80
 
 Kill it whenever you like: the same command goes on from the last checkpoint. The image cache,
