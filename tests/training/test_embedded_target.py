@@ -150,3 +150,32 @@ def test_the_recipe_makes_a_model_that_loads_and_resumes_when_killed(
     )
     output = models["whole"].generate(**inputs, max_new_tokens=3)
     assert output.shape[1] > inputs["input_ids"].shape[1]
+
+
+@pytest.mark.slow
+def test_a_model_is_trained_on_with_its_own_tokenizer(tmp_path: Path) -> None:
+    def run(name: str, *more: str) -> dict[str, torch.Tensor]:
+        embedded_target.main([
+            "--data", str(tmp_path / "none"), "--work", str(tmp_path / f"{name} work"),
+            "--out", str(tmp_path / name), "--batch", "4", "--toy", "1", *more,
+        ])  # fmt: skip
+        return AutoModelForImageTextToText.from_pretrained(tmp_path / name).state_dict()
+
+    first = run("first", "--scenes", "24")
+    # Other scenes, of which another tokenizer would be trained.
+    further = run("further", "--scenes", "16", "--seed", "2", "--start", str(tmp_path / "first"))
+    one, two = ((tmp_path / name / "tokenizer.json").read_bytes() for name in ("first", "further"))
+    assert one == two
+    assert any(not torch.equal(first[name], further[name]) for name in first)
+    for name, weights in first.items():
+        torch.testing.assert_close(further[name], weights, atol=0.02, rtol=0.05)
+
+
+def test_what_cannot_be_trained_on_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        embedded_target.main([
+            "--data", "none", "--work", "none", "--out", "none", "--start", str(tmp_path)
+        ])  # fmt: skip
+    assert str(tmp_path) in capsys.readouterr().err

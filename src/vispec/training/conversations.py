@@ -185,12 +185,12 @@ def _answered(question: list[int], answer: list[int]) -> list[int]:
 class ImageBatches:
     """Questions about cached images; ``batches(step)`` is a ``Batch``.
 
-    The positions of visual tokens are labelled too. A patch that shows a character or a form says,
-    as the draw has it, the token of that; or the one that is read behind the character; or the
-    form's size or the words of its place; or its colour. It ties what the tower sees to the words
-    of the decoder with dozens of labels an image, and makes spelling a matter of finding the
-    character that was said last, where answers alone are slow to teach both. Of a photograph, every
-    third patch says some word of its answers.
+    The positions of visual tokens are labelled too. A patch that shows a character says its token,
+    or the one that is read behind it, or, half as often as either, its colour; one that shows a
+    form says what it is, its colour, its size or a word of its place. It ties what the tower sees
+    to the words of the decoder with dozens of labels an image, and makes spelling a matter of
+    finding the character that was said last, where answers alone are slow to teach both. Of a
+    photograph, every third patch says some word of its answers.
 
     Images are visited in shuffled epochs. Photographs are cropped, mirrored and tinted at random,
     and lose some patches; they are only tinted where something is said of sides, places or numbers.
@@ -268,7 +268,7 @@ class ImageBatches:
         patches = zip(glyphs, ranks, cache.lines[rows], strict=True)
         behind = np.stack([following(*image) for image in patches])
         formed = [np.where(glyphs != 0, x, IGNORED) for x in (self.sizes[ranks], *self.places)]
-        # Of a character, its name as often as what is read behind it: one finds the other.
+        # A character's name as often as what is read behind it: the one is how the other is found.
         spelt = self.read[behind], self.names[glyphs], self.read[behind]
         beside = [np.where(behind != 0, *pair) for pair in zip(spelt, formed, strict=True)]
         told = np.stack([self.names[glyphs], self.colours[hues], *beside])

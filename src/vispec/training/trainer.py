@@ -29,9 +29,9 @@ and a function from (model, batch) to loss; it gives back the trained model::
   needs nothing else from it.
 * **On a CPU.** Start with another allocator and threads that wait a moment before they sleep:
   ``LD_PRELOAD=libtcmalloc_minimal.so.4 GOMP_SPINCOUNT=20000`` made a step take 0.30 s instead of
-  0.53 on two cores, because glibc returns the buffers of every step to the kernel and gets them
-  back page by page. On cores that others use too, add ``OMP_WAIT_POLICY=PASSIVE``: threads that
-  spin while they wait for a descheduled one made a step ten times slower here.
+  0.53 on two cores (both changed at once; which of them it is was not measured). On cores that
+  others use too, add ``OMP_WAIT_POLICY=PASSIVE``: threads that spin while they wait for a
+  descheduled one made a step ten times slower here.
 """
 
 from __future__ import annotations

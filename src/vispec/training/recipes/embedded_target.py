@@ -12,11 +12,12 @@ Four phases, each cheap where it can be (their shares of the time in ``PHASES``)
 
     LD_PRELOAD=libtcmalloc_minimal.so.4 GOMP_SPINCOUNT=20000 \\
     python -m vispec.training.recipes.embedded_target \\
-        --data DIR --work /tmp/target --out /tmp/target/model --minutes 80
+        --data DIR --work /tmp/target --out /tmp/target/model
 
 Kill it whenever you like: the same command goes on from the last checkpoint. The image cache,
 checkpoints and logs (``<work>/<phase>/log.jsonl``) are kept in the work folder; ``--out`` receives
-a model that ``AutoModelForImageTextToText`` and ``AutoProcessor`` load.
+a model that ``AutoModelForImageTextToText`` and ``AutoProcessor`` load. ``--start MODEL`` trains
+such a model on, at full depth and with its own tokenizer, instead of going through the phases.
 """
 
 from __future__ import annotations
@@ -28,12 +29,16 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    AutoTokenizer,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
 
 from vispec.training import photos, scenes
 from vispec.training.conversations import Encoder, ImageBatches, TextBatches
@@ -59,9 +64,11 @@ from vispec.training.trainer import Settings, Trainer
 
 PHASES = {"tower": 0.1194, "text": 0.0111, "joined": 0.6746, "grown": 0.1949}
 """Share of the time that each phase gets."""
-RATES = {"tower": 1.5e-3, "text": 2e-3, "joined": 1.5e-3, "grown": 4e-4}
+FURTHER = "further"
+"""The phase of a model that is trained on."""
+RATES = {"tower": 1.5e-3, "text": 2e-3, "joined": 1.5e-3, "grown": 4e-4, FURTHER: 4e-4}
 """Peak learning rate of each phase."""
-PHOTO_TURNS = {"joined": 3, "grown": 5}
+PHOTO_TURNS = {"joined": 3, "grown": 5, FURTHER: 5}
 """How often an epoch shows a photograph, for each time that it shows a scene."""
 LONGEST = 160
 """Text positions of a conversation beside its image."""
@@ -80,11 +87,12 @@ class Plan:
     seed: int
     shape: TargetShape
     growth: int
+    start: Path | None = None
     compiled: bool = False
     phase_steps: int | None = None
 
     def settings(self, phase: str) -> Settings:
-        seconds = None if self.phase_steps else self.minutes * 60 * PHASES[phase]
+        seconds = None if self.phase_steps else self.minutes * 60 * PHASES.get(phase, 1.0)
         return Settings(
             self.work / phase,
             RATES[phase],
@@ -131,16 +139,21 @@ def prepare(plan: Plan) -> Corpus:
         path.read_text(encoding="utf-8", errors="replace")
         for path in sorted((plan.data / "text" / "gutenberg").glob("*.txt"))
     )
-    folder = plan.work / "tokenizer"
+    tokenizer = _tokenizer(plan, train, books)
+    encoder = Encoder(tokenizer, plan.shape.visual_tokens)
+    processor = build_processor(tokenizer, plan.shape.image_size, plan.shape.patch)
+    return Corpus(train, heldout, pages, processor, encoder, encoder.encode(books))
+
+
+def _tokenizer(plan: Plan, train: ImageCache, books: str) -> PreTrainedTokenizerFast:
+    """That of the model to start from, or one trained on what there is to learn."""
+    folder = plan.start or plan.work / "tokenizer"
     if not (folder / "tokenizer.json").exists():
         texts = [f" {turn.question} {turn.answer}" for turns in train.turns for turn in turns]
         # Captions and questions first; a little prose for everything else people write.
         texts += [line for line in books[:1_500_000].split("\n") if line.strip()]
         train_tokenizer(texts, plan.shape.vocabulary).save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    encoder = Encoder(tokenizer, plan.shape.visual_tokens)
-    processor = build_processor(tokenizer, plan.shape.image_size, plan.shape.patch)
-    return Corpus(train, heldout, pages, processor, encoder, encoder.encode(books))
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def scene_seeds(part: str, count: int) -> list[int]:
@@ -174,6 +187,23 @@ def _pictures(data: Path, part: str) -> list[photos.Photo]:
 
 def train(plan: Plan, corpus: Corpus) -> LlavaForConditionalGeneration:
     """Run the phases that are not finished yet and write the model; returns it."""
+    if plan.start:
+        phase, seed = FURTHER, plan.seed + 2
+        model = LlavaForConditionalGeneration.from_pretrained(plan.start, dtype=torch.float32)
+    else:
+        phase, seed = "grown", plan.seed + 1
+        shallow = train_shallow(plan, corpus)
+        torch.manual_seed(plan.seed)
+        model = grow(shallow, plan.growth)
+    if plan.compiled:
+        compile_layers(model)
+    learn_all(plan, corpus, phase, model, seed, lambda m: m)
+    write(model, corpus.processor, plan.out)
+    return model
+
+
+def train_shallow(plan: Plan, corpus: Corpus) -> LlavaForConditionalGeneration:
+    """The phases before the model grows; returns it with a decoder of a quarter of the depth."""
     torch.manual_seed(plan.seed)
     tokenizer = corpus.encoder.tokenizer
     tokens = {
@@ -182,14 +212,9 @@ def train(plan: Plan, corpus: Corpus) -> LlavaForConditionalGeneration:
         "pad": tokenizer.pad_token_id,
         "image": tokenizer.convert_tokens_to_ids("<image>"),
     }
-    shallow = plan.shape.layers // plan.growth
-    model = build_target(plan.shape, tokens, shallow)
+    model = build_target(plan.shape, tokens, plan.shape.layers // plan.growth)
     if not (plan.out / "config.json").exists():
         write(grow(model, plan.growth), corpus.processor, plan.out)
-
-    def publish(m: LlavaForConditionalGeneration) -> None:
-        write(m, corpus.processor, plan.out)
-
     if plan.compiled:
         compile_layers(model)
     tower = TowerPretraining(model.model.vision_tower, plan.shape.width, WORDS)
@@ -222,34 +247,30 @@ def train(plan: Plan, corpus: Corpus) -> LlavaForConditionalGeneration:
     everything = _rows(corpus.train, PHOTO_TURNS["joined"])
     shown = np.random.default_rng(plan.seed).choice(everything, min(64, len(everything)))
     calibrate_projector(model, torch.from_numpy(corpus.train.pixels[np.sort(shown)]))
+    learn_all(plan, corpus, "joined", model, plan.seed, lambda m: grow(m, plan.growth))
+    return model
 
-    def learn_all(
-        phase: str,
-        m: LlavaForConditionalGeneration,
-        seed: int,
-        finished: Callable[[Any], nn.Module],
-    ) -> None:
-        rows = _rows(corpus.train, PHOTO_TURNS[phase])
-        batches = ImageBatches(corpus.encoder, corpus.train, rows, plan.batch, LONGEST, seed)
-        Trainer(
-            m,
-            batches,
-            answer_loss,
-            plan.settings(phase),
-            lambda m: heldout_losses(m, corpus.encoder, corpus.heldout, least=batches.width),
-            on_checkpoint=lambda m, _: publish(finished(m)),
-            hidden=in_layers,
-        ).run()
 
-    learn_all("joined", model, plan.seed, lambda m: grow(m, plan.growth))
-
-    torch.manual_seed(plan.seed)
-    grown = grow(model, plan.growth)
-    if plan.compiled:
-        compile_layers(grown)
-    learn_all("grown", grown, plan.seed + 1, lambda m: m)
-    publish(grown)
-    return grown
+def learn_all(
+    plan: Plan,
+    corpus: Corpus,
+    phase: str,
+    model: LlavaForConditionalGeneration,
+    seed: int,
+    finished: Callable[[LlavaForConditionalGeneration], LlavaForConditionalGeneration],
+) -> None:
+    """Train all of a model for one phase; ``finished`` makes what every checkpoint writes."""
+    rows = _rows(corpus.train, PHOTO_TURNS[phase])
+    batches = ImageBatches(corpus.encoder, corpus.train, rows, plan.batch, LONGEST, seed)
+    Trainer(
+        model,
+        batches,
+        answer_loss,
+        plan.settings(phase),
+        lambda m: heldout_losses(m, corpus.encoder, corpus.heldout, least=batches.width),
+        on_checkpoint=lambda m, _: write(finished(m), corpus.processor, plan.out),  # type: ignore[arg-type]
+        hidden=in_layers,
+    ).run()
 
 
 def in_layers(name: str, parameter: nn.Parameter) -> bool:
@@ -340,7 +361,13 @@ def _parse(arguments: Sequence[str] | None) -> Plan:
         help="folder for the image cache (8 GB), checkpoints and logs",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder that receives the model")
-    parser.add_argument("--minutes", type=float, default=80, help="wall-clock time of training")
+    parser.add_argument("--minutes", type=float, default=126, help="time to train for (126)")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        metavar="MODEL",
+        help="a model of this recipe to train on",
+    )
     parser.add_argument("--scenes", type=int, default=40000, help="how many scenes to render")
     parser.add_argument("--batch", type=int, default=16, help="conversations a step")
     parser.add_argument("--seed", type=int, default=1)
@@ -358,6 +385,8 @@ def _parse(arguments: Sequence[str] | None) -> Plan:
         help="a few steps a phase of a very small model, to see that it runs",
     )
     given = parser.parse_args(arguments)
+    if given.start and not (given.start / "tokenizer.json").is_file():
+        parser.error(f"--start {given.start}: no folder of a model that this recipe wrote")
     torch.set_num_threads(given.threads)
     shape = TargetShape()
     if given.toy:
@@ -374,6 +403,7 @@ def _parse(arguments: Sequence[str] | None) -> Plan:
         given.seed,
         shape,
         growth=2 if given.toy else 4,
+        start=given.start,
         compiled=given.compile and not given.toy,
         phase_steps=given.toy,
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 from vispec.checkpoints.files import read_config, tensor_headers
 from vispec.training.recipes.card import training_of
-from vispec.training.recipes.embedded_target import PHASES, PHOTO_TURNS
+from vispec.training.recipes.embedded_target import FURTHER, PHASES, PHOTO_TURNS
 
 CARD = """# The embedded target
 
@@ -94,7 +94,7 @@ def card(model: Path, work: Path, report: dict[str, Any], fonts: int, note: str 
         width=text["hidden_size"],
         visual=config["image_seq_length"],
         fonts=fonts,
-        training=training_of(work, PHASES),
+        training=training_of(work, (*PHASES, FURTHER)),
         note=f"\n\n{note}" if note else "",
         curve=curve(work),
         quality=quality(report["quality"]),
