@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vispec.evaluation import items as module
-from vispec.evaluation.items import held_out, swapped, training
+from vispec.evaluation.items import held_out, swapped, training, word_items
 from vispec.training import photos, scenes
 from vispec.training.scene_words import WORDS
 
@@ -53,13 +53,21 @@ def test_photographs_are_left_out_where_there_are_none(tmp_path: Path) -> None:
     assert {item.task for item in held_out(None, 1)} == set(scenes.TASKS)
 
 
-def test_words_are_told_from_random_characters() -> None:
-    found = [item for item in held_out(None, 40) if item.task == "read"]
-    assert 5 < sum(item.words for item in found) < 35
-    for item in found:
-        written = item.answer.split('"')[1].lower().split()
-        if "line" not in item.question:
-            assert item.words == all(word in WORDS for word in written)
+def test_words_to_read_are_dictionary_words_of_the_held_out_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[int] = []
+    scene = scenes.scene
+    monkeypatch.setattr(
+        module.scenes, "scene", lambda seed, task: seen.append(seed) or scene(seed, task)
+    )
+    found = word_items("heldout", 12)
+    assert len(set(seen)) == len(found) == 12
+    assert {scenes.split(seed) for seed in seen} == {"heldout"}
+    assert {item.task for item in found} == {module.WORDS_TASK}
+    told = [item.answer.split('"')[1].lower().split() for item in found if '"' in item.answer]
+    assert sum(len(words) for words in told) > 8
+    assert all(word in WORDS for words in told for word in words)
 
 
 def test_a_twin_has_the_picture_of_another_item_of_its_task() -> None:

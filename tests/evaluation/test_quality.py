@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from vispec.evaluation import embedded
-from vispec.evaluation.items import held_out
+from vispec.evaluation.items import held_out, word_items
 from vispec.evaluation.quality import Measure, facts, score
 
 
 def test_true_answers_score_fully() -> None:
-    items = held_out(None, 5)
+    items = [*held_out(None, 5), *word_items("heldout", 2)]
     scores = score(items, [item.answer for item in items])
     assert scores.pop("character error rate, all text") == 0
-    scores.pop("character error rate, words", None)
+    assert scores.pop("character error rate, words") == 0
     assert all(value == 1 for value in scores.values())
     assert {"scene questions right", "facts of a description right"} <= scores.keys()
 
@@ -29,6 +29,14 @@ def test_answers_to_other_items_score_less() -> None:
     right, other = score(items, answers), score(items, wrong)
     assert other["characters right, all text"] < right["characters right, all text"] - 0.4
     assert other["facts of a description right"] < 0.5
+
+
+def test_words_and_all_text_are_scored_apart() -> None:
+    read = [item for item in held_out(None, 1) if item.task == "read"]
+    words = word_items("heldout", 1)
+    scores = score([*read, *words], [read[0].answer, "nothing"])
+    assert scores["character error rate, all text"] == 0
+    assert scores["character error rate, words"] > 0.5
 
 
 def test_photographs_are_scored_by_their_subjects() -> None:

@@ -24,7 +24,7 @@ from rich.table import Table
 from vispec.decoding.engine import Engine
 from vispec.decoding.planner import CHAINS, TREES
 from vispec.evaluation import baselines
-from vispec.evaluation.items import TASKS, Item, held_out, training
+from vispec.evaluation.items import TASKS, Item, held_out, training, word_items
 from vispec.evaluation.quality import answers, quality, read
 from vispec.loading import load
 
@@ -50,20 +50,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     items = held_out(given.data, given.count)
     if not any(item.task == "photo" for item in items):
         _say(f"no photographs in {given.data}: their rows are left out")
-    _say(f"answering {len(items)} questions, then the same about other pictures")
-    said = answers(engine, items)
-    measures = quality(engine, items, said)
+    asked = [*items, *word_items("heldout", given.count)]
+    _say(f"answering {len(asked)} questions, then the same about other pictures")
+    said = answers(engine, asked)
+    measures = quality(engine, asked, said)
     rows = []
     if engine.draft is not None:
         _say(f"answering {given.table} training questions a task for the table of bigrams")
         known = answers(engine, training(given.data, given.table))
-        rows = acceptance(engine, items, said, known)
+        rows = acceptance(engine, asked, said, known)
     report = {
         "command": f"python -m vispec.evaluation.embedded --count {given.count}"
         f" --table {given.table}",
         "quality": [measure.as_dict() for measure in measures],
         "acceptance": rows,
-        "samples": samples(items, read(engine, said)),
+        "samples": samples(asked, read(engine, said)),
     }
     show(report)
     if given.out:

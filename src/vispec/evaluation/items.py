@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image
@@ -13,6 +14,8 @@ from vispec.training import photos, scenes
 from vispec.training.scene_words import WORDS
 
 TASKS = (*scenes.TASKS, "photo")
+WORDS_TASK = "words"
+"""Readings of dictionary words, beside those of the task "read", whose texts are random too."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,9 @@ class Item:
     """One question about one picture.
 
     Attributes:
-        task: one of `TASKS`.
+        task: one of `TASKS`, or `WORDS_TASK`.
         answer: the true answer; of a photograph, its first caption.
         references: all captions of a photograph.
-        words: whether what is to be read is made of dictionary words.
     """
 
     task: str
@@ -31,7 +33,6 @@ class Item:
     question: str
     answer: str
     references: tuple[str, ...] = ()
-    words: bool = False
 
 
 def held_out(data: Path | None, count: int) -> list[Item]:
@@ -53,24 +54,29 @@ def training(data: Path | None, count: int) -> list[Item]:
 
 def scene_items(part: str, count: int, first: int = 0) -> list[Item]:
     """`count` items of each of the scenes' tasks, from seed `first` on."""
-    found = []
-    for task in scenes.TASKS:
-        seed = first
-        made = 0
-        while made < count:
-            if scenes.split(seed) == part:
-                found.append(_scene(seed, task))
-                made += 1
-            seed += 1
-    return found
+    return [
+        _scene(seed, task) for task in scenes.TASKS for seed in islice(_seeds(part, first), count)
+    ]
+
+
+def word_items(part: str, count: int) -> list[Item]:
+    """`count` pictures of dictionary words to be read."""
+    seeds = (seed for seed in _seeds(part, 0) if _all_words(scenes.dialogue(seed, "read")))
+    return [replace(_scene(seed, "read"), task=WORDS_TASK) for seed in islice(seeds, count)]
+
+
+def _seeds(part: str, first: int) -> Iterator[int]:
+    return (seed for seed in itertools.count(first) if scenes.split(seed) == part)
 
 
 def _scene(seed: int, task: str) -> Item:
     sample = scenes.scene(seed, task)
-    written = scenes.dialogue(seed, task).facts.written if task == "read" else ""
-    parts = re.findall(r"\S+", written.lower())
-    known = bool(parts) and all(part in WORDS for part in parts)
-    return Item(task, sample.image, sample.question, sample.answer, words=known)
+    return Item(task, sample.image, sample.question, sample.answer)
+
+
+def _all_words(dialogue: scenes.Dialogue) -> bool:
+    parts = dialogue.facts.written.lower().split()
+    return bool(parts) and all(part in WORDS for part in parts)
 
 
 def photo_items(data: Path | None, part: str, count: int) -> list[Item]:

@@ -9,7 +9,7 @@ from typing import Any
 from vispec.decoding.engine import Engine, Request
 from vispec.decoding.sampling import Sampling
 from vispec.evaluation import metrics
-from vispec.evaluation.items import Item, swapped
+from vispec.evaluation.items import WORDS_TASK, Item, swapped
 from vispec.training.scene_words import PLACES
 from vispec.training.scenes import COLOURS, FORMS, RADII
 
@@ -86,8 +86,8 @@ def _scores(items: Sequence[Item], said: Sequence[str]) -> dict[str, tuple[float
            for i, s in pairs if i.task == "vqa"]  # fmt: skip
     if vqa:
         scores["scene questions right"] = sum(vqa) / len(vqa), len(vqa)
-    for name, wanted in (("all text", False), ("words", True)):
-        some = [(i, s) for i, s in pairs if i.task == "read" and (i.words or not wanted)]
+    for name, task in (("all text", "read"), ("words", WORDS_TASK)):
+        some = [(i, s) for i, s in pairs if i.task == task]
         if some:
             true = [metrics.quoted(i.answer) for i, _ in some]
             read = [metrics.quoted(s) for _, s in some]

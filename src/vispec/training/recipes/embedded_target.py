@@ -68,7 +68,7 @@ FURTHER = "further"
 """The phase of a model that is trained on."""
 RATES = {"tower": 1.5e-3, "text": 2e-3, "joined": 1.5e-3, "grown": 4e-4, FURTHER: 4e-4}
 """Peak learning rate of each phase."""
-PHOTO_TURNS = {"joined": 3, "grown": 5, FURTHER: 5}
+PHOTO_TURNS = {"joined": 3, "grown": 5, FURTHER: 2}
 """How often an epoch shows a photograph, for each time that it shows a scene."""
 LONGEST = 160
 """Text positions of a conversation beside its image."""
