@@ -203,8 +203,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--photos", type=int, default=2000, help="photograph questions (2000)")
     parser.add_argument("--texts", type=int, default=4000, help="questions without image (4000)")
     parser.add_argument("--heldout", type=int, default=96, help="held-out questions (96)")
-    parser.add_argument("--text-minutes", type=float, default=5, help="stage 1 (5)")
-    parser.add_argument("--multimodal-minutes", type=float, default=25, help="stage 2 (25)")
+    parser.add_argument("--text-minutes", type=float, default=3, help="stage 1 (3)")
+    parser.add_argument("--multimodal-minutes", type=float, default=14, help="stage 2 (14)")
     parser.add_argument("--max-new-tokens", type=int, default=112, help="longest answer (112)")
     options = parser.parse_args(argv)
 
