@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -55,18 +54,16 @@ def training(data: Path | None, count: int) -> list[Item]:
 def scene_items(part: str, count: int, first: int = 0) -> list[Item]:
     """`count` items of each of the scenes' tasks, from seed `first` on."""
     return [
-        _scene(seed, task) for task in scenes.TASKS for seed in islice(_seeds(part, first), count)
+        _scene(seed, task)
+        for task in scenes.TASKS
+        for seed in islice(scenes.seeds(part, first), count)
     ]
 
 
 def word_items(part: str, count: int) -> list[Item]:
     """`count` pictures of dictionary words to be read."""
-    seeds = (seed for seed in _seeds(part, 0) if _all_words(scenes.dialogue(seed, "read")))
+    seeds = (seed for seed in scenes.seeds(part) if _all_words(scenes.dialogue(seed, "read")))
     return [replace(_scene(seed, "read"), task=WORDS_TASK) for seed in islice(seeds, count)]
-
-
-def _seeds(part: str, first: int) -> Iterator[int]:
-    return (seed for seed in itertools.count(first) if scenes.split(seed) == part)
 
 
 def _scene(seed: int, task: str) -> Item:

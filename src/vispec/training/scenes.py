@@ -18,7 +18,9 @@ text and its questions and changes only its lettering. Pillow's own font is alwa
 from __future__ import annotations
 
 import hashlib
+import itertools
 import string
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -131,6 +133,11 @@ def split(seed: int) -> str:
     """``"heldout"`` for one seed in twenty, by a hash of the seed, else ``"train"``."""
     digest = hashlib.sha256(f"scene {seed}".encode()).digest()
     return "heldout" if digest[0] < 13 else "train"
+
+
+def seeds(part: str, first: int = 0) -> Iterator[int]:
+    """All seeds of one part of the split, from ``first`` on; without end."""
+    return (seed for seed in itertools.count(first) if split(seed) == part)
 
 
 def scene(seed: int, task: str | None = None) -> Sample:

@@ -19,6 +19,7 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from random import Random
 
@@ -80,22 +81,19 @@ def scene_questions(
 ) -> list[Question]:
     """Questions about rendered scenes of one part of the split, all tasks in turn."""
     found: list[Question] = []
-    seed = first
-    while len(found) < count:
-        if scenes.split(seed) == part:
-            turn, place = divmod(len(found), len(scenes.TASKS))
-            task = scenes.TASKS[place]
-            sample = scenes.scene(seed, task)
-            found.append(
-                Question(
-                    f"scene-{seed}-{task}",
-                    sample.question,
-                    partial(_render, seed, task),
-                    # Each task gets every temperature.
-                    temperatures[turn % len(temperatures)],
-                )
+    for seed in islice(scenes.seeds(part, first), count):
+        turn, place = divmod(len(found), len(scenes.TASKS))
+        task = scenes.TASKS[place]
+        sample = scenes.scene(seed, task)
+        found.append(
+            Question(
+                f"scene-{seed}-{task}",
+                sample.question,
+                partial(_render, seed, task),
+                # Each task gets every temperature.
+                temperatures[turn % len(temperatures)],
             )
-        seed += 1
+        )
     return found
 
 

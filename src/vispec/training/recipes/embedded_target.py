@@ -28,6 +28,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +112,6 @@ class Corpus:
 
     train: ImageCache
     heldout: ImageCache
-    pages: ImageCache
     processor: LlavaProcessor
     encoder: Encoder
     passages: list[int]
@@ -134,7 +134,6 @@ def prepare(plan: Plan) -> Corpus:
         scene_seeds("heldout", max(16, min(600, plan.scene_count // 10))),
         _pictures(plan.data, "heldout"),
     )
-    pages = ImageCache.build(plan.work / "pages", range(plan.scene_count // 2), render=scenes.page)
     books = "\n".join(
         path.read_text(encoding="utf-8", errors="replace")
         for path in sorted((plan.data / "text" / "gutenberg").glob("*.txt"))
@@ -142,7 +141,7 @@ def prepare(plan: Plan) -> Corpus:
     tokenizer = _tokenizer(plan, train, books)
     encoder = Encoder(tokenizer, plan.shape.visual_tokens)
     processor = build_processor(tokenizer, plan.shape.image_size, plan.shape.patch)
-    return Corpus(train, heldout, pages, processor, encoder, encoder.encode(books))
+    return Corpus(train, heldout, processor, encoder, encoder.encode(books))
 
 
 def _tokenizer(plan: Plan, train: ImageCache, books: str) -> PreTrainedTokenizerFast:
@@ -158,13 +157,7 @@ def _tokenizer(plan: Plan, train: ImageCache, books: str) -> PreTrainedTokenizer
 
 def scene_seeds(part: str, count: int) -> list[int]:
     """The first ``count`` scene seeds of one part."""
-    found: list[int] = []
-    seed = 0
-    while len(found) < count:
-        if scenes.split(seed) == part:
-            found.append(seed)
-        seed += 1
-    return found
+    return list(islice(scenes.seeds(part), count))
 
 
 def _rows(cache: ImageCache, photo_turns: int) -> list[int]:
@@ -218,7 +211,8 @@ def train_shallow(plan: Plan, corpus: Corpus) -> LlavaForConditionalGeneration:
     if plan.compiled:
         compile_layers(model)
     tower = TowerPretraining(model.model.vision_tower, plan.shape.width, WORDS)
-    looks = TowerBatches(corpus.train, corpus.pages, plan.batch, plan.seed)
+    pages = ImageCache.build(plan.work / "pages", range(plan.scene_count // 2), render=scenes.page)
+    looks = TowerBatches(corpus.train, pages, plan.batch, plan.seed)
     Trainer(
         tower,
         looks,
