@@ -17,6 +17,7 @@ from vispec.targets import Target, wrap
 pytestmark = pytest.mark.slow
 
 CHAIN = SampledShape((2, 1, 1))
+NEAR = {"rtol": 0, "atol": 1e-5}  # norms are taken in float32, compiled or not
 
 
 def answers(
@@ -84,6 +85,34 @@ def test_later_requests_compile_nothing(
     for slots in (1, 2, 3):
         answers(*compiled, prompts[::-1], shape, slots)
     assert dict(counters["stats"]) == before
+
+
+def test_prompts_of_all_lengths_share_one_compiled_pass() -> None:
+    generator = torch.Generator().manual_seed(6)
+    target = wrap(tiny.llava(), None)
+    target.compile_passes()
+    compiled: list[dict[str, int]] = []
+    with torch.inference_mode():
+        for text in (5, 9, 40, 71, 3):
+            prompt = target.prompt(tiny.inputs(generator, images=1, text=text))
+            found = target.prefill(prompt, target.new_cache(1, 128), 0)
+            expected = tiny.target().model(**prompt.inputs, output_hidden_states=True)
+            torch.testing.assert_close(found.features, expected.hidden_states[-1][0], **NEAR)
+            torch.testing.assert_close(found.logits, expected.logits[:, -1], **NEAR)
+            compiled.append(dict(counters["stats"]))
+    assert all(stats == compiled[0] for stats in compiled)
+
+
+def test_another_model_of_the_same_class_has_passes_of_its_own(
+    compiled: tuple[Target, EagleDraft], prompts: list[dict[str, torch.Tensor]]
+) -> None:
+    models = [tiny.llava(seed=3), tiny.llava(seed=4)]
+    models[1].get_decoder().norm.variance_epsilon = 0.5  # nothing that shapes tell
+    for model in models:
+        expected = answers(wrap(model, None), None, prompts[:2], TreeShape(7, 3, 2), 1)
+        target = wrap(model, None)
+        target.compile_passes()
+        assert answers(target, None, prompts[:2], TreeShape(7, 3, 2), 1) == expected
 
 
 def test_the_model_object_is_not_changed(compiled: tuple[Target, EagleDraft]) -> None:

@@ -127,6 +127,9 @@ class SlotCache(Cache):
             torch._dynamo.maybe_mark_dynamic(self._column, 0)
         self.kept = torch.tensor(kept, device=self.store.device)
         self.step(width, behind)
+        if self._compiled and exact:
+            # Prompts are of any length, trees of few.
+            torch._dynamo.maybe_mark_dynamic(self._index, 1)
 
     def step(self, width: int, behind: int) -> None:
         """Narrow the window to `width` tokens of it, `behind` of them already written.

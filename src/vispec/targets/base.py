@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
-from vispec.decoding.cache import READ_STEP, SlotCache
+from vispec.decoding.cache import SlotCache
 from vispec.decoding.compilation import compiled
 from vispec.decoding.tree import Tree, ancestor_mask
 from vispec.errors import AttentionError, CheckpointError, ImageError, PromptTooLongError
@@ -74,7 +74,8 @@ class Verification:
     features: Tensor
 
 
-_PADDABLE = {"input_ids", "inputs_embeds", "position_ids"}
+_LENGTH_AXIS = {"input_ids": -1, "inputs_embeds": -2, "position_ids": -1}
+"""Where what a decoder is called with is as long as the prompt."""
 
 
 class _EnteredDecoder(Exception):  # noqa: N818 - a way out, not an error
@@ -302,11 +303,8 @@ class Target:
         started = time.perf_counter()
         seen = self._decoder_inputs(self.prefill_inputs(prompt), cache)
         entered = time.perf_counter()
-        given = {name for name, value in seen.items() if value is not None}
-        if self.compiled and given <= _PADDABLE | {"past_key_values", "use_cache"}:
-            # A compiled decoder meets few lengths: no position looks at those behind it.
-            cache.window(slot, 1, -(-t // READ_STEP) * READ_STEP, exact=True)
-            hidden = self._compiled_prompt_pass(_padded(seen, cache.read_length))[:, :t]
+        if self.compiled and _takes_any_length(seen):
+            hidden = self._compiled_prompt_pass(seen)
         else:
             hidden = self._prompt_pass(seen)
         logits = self.head(hidden[:, -1])
@@ -410,14 +408,13 @@ class Target:
         return frozenset(eos if isinstance(eos, list | tuple) else [eos])
 
 
-def _padded(inputs: dict[str, Any], width: int) -> dict[str, Any]:
-    """Inputs of a decoder with positions added behind the last, copies of it."""
-    found = dict(inputs)
-    for name, axis in (("input_ids", 1), ("inputs_embeds", 1), ("position_ids", -1)):
-        value = found.get(name)
-        if value is not None:
-            last = value.narrow(axis, value.shape[axis] - 1, 1)
-            missing = width - value.shape[axis]
-            copies = [missing if d == axis % value.ndim else -1 for d in range(value.ndim)]
-            found[name] = torch.cat([value, last.expand(copies)], axis)
-    return found
+def _takes_any_length(inputs: dict[str, Any]) -> bool:
+    """Mark the length of a decoder's inputs as one that varies, so that it is compiled once.
+
+    Returns:
+        False for inputs whose shapes are not known here, which had better run uncompiled.
+    """
+    given = {name for name, value in inputs.items() if value is not None}
+    for name in given & _LENGTH_AXIS.keys():
+        torch._dynamo.maybe_mark_dynamic(inputs[name], inputs[name].ndim + _LENGTH_AXIS[name])
+    return given <= _LENGTH_AXIS.keys() | {"past_key_values", "use_cache"}
