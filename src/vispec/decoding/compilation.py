@@ -21,13 +21,12 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     Nor does a call look whether the modules are still those that were compiled: for a model of 32
     layers that takes a millisecond each time. Weights may change, but not what a model is made of.
     """
-    known = inspect.signature(torch.compile).parameters
-    if "isolate_recompiles" not in known:
+    if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
         return torch.compile(function)
     unguarded = torch.compiler.skip_guard_on_all_nn_modules_unsafe
-    return torch.compile(
-        function,
-        recompile_limit=VARIANTS,
-        isolate_recompiles=True,
-        options={"guard_filter_fn": unguarded},
-    )
+    options: dict[str, Any] = {
+        "recompile_limit": VARIANTS,
+        "isolate_recompiles": True,
+        "options": {"guard_filter_fn": unguarded},
+    }
+    return torch.compile(function, **options)
