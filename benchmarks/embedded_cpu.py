@@ -5,10 +5,11 @@
 
 One request at a time: held-out scene questions, scene descriptions and readings, and photographs
 where the data folder has them, greedily and sampled at temperature 1. The methods take turns on
-every item, in an order that moves on, so that a machine that slows down slows all of them. Timed
-from the question and the picture to the text, preprocessing and prefill included; answers end where
-the target ends them. Trees are chosen on other items first. Every answer is written to the work
-folder as it comes: the same command goes on after an interruption.
+every item, shuffled, so that a machine that slows down slows all of them. Timed from the question
+and the decoded picture to the text, preprocessing and prefill included; answers end where the
+target ends them. Trees are chosen on other items first. Every answer is written to the work folder
+as it comes: the same command goes on after an interruption, as long as machine and code are the
+same.
 
 Methods
     generate            Hugging Face, its default (dynamic) cache
@@ -27,16 +28,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib import metadata
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -48,6 +47,7 @@ from vispec.decoding.planner import CHAINS, TREES, fastest_tree
 from vispec.decoding.sampling import Sampling
 from vispec.decoding.tree import TreeShape
 from vispec.errors import VispecError
+from vispec.evaluation.conditions import conditions, source
 from vispec.evaluation.items import TASKS, Item, held_out
 from vispec.evaluation.quality import score
 from vispec.loading import load_draft, load_target
@@ -57,18 +57,26 @@ from vispec.targets import Target, wrap
 MAX_NEW_TOKENS = 128
 TEMPERATURES = (0.0, 1.0)
 PLAIN = ("generate", "generate-static", "plain", "plain-compiled")
+SAME_MODE = {"vispec-uncompiled": "plain"}
+"""The plain loop that runs its passes as a method does, where that is not `plain-compiled`."""
 MODELS = ("vision", "prefill", "draft", "verify")
-"""Parts of an answer's time in which a model runs."""
+"""Parts of an answer's time in which a model runs; the rest is preprocessing and bookkeeping."""
 DRAFTS = Path(__file__).parent / "drafts"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One timed answer; `stats` are our loop's own, empty for Hugging Face's."""
+    """One timed answer.
+
+    Attributes:
+        passes: of the target behind the prefill, where they were counted.
+        stats: our loop's own, empty for Hugging Face's.
+    """
 
     seconds: float
     token_ids: list[int]
     text: str
+    passes: int | None = None
     stats: dict[str, Any] = field(default_factory=dict)
 
 
@@ -76,11 +84,21 @@ Method = Callable[[Item, float, int], Answer]
 """`(item, temperature, seed) -> Answer`."""
 
 
-def huggingface(target: Target, options: Callable[[], dict[str, Any]] = dict) -> Method:
-    """The model's own `generate`."""
+def huggingface(
+    target: Target, options: Callable[[], dict[str, Any]] = dict, *, count: bool = False
+) -> Method:
+    """The model's own `generate`; `count` its passes, where they are fewer than its tokens."""
+    passes = 0
+
+    def another(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
 
     def run(item: Item, temperature: float, seed: int) -> Answer:
+        nonlocal passes
+        passes = 0
         torch.manual_seed(seed)
+        hook = target.head.register_forward_hook(another) if count else None
         begun = time.perf_counter()
         prompt = target.encode(item.question, [item.image])
         # Of all tokens, as ours; by itself `generate` samples among the 50 likeliest.
@@ -95,7 +113,10 @@ def huggingface(target: Target, options: Callable[[], dict[str, Any]] = dict) ->
             )
         ids = out[0, len(prompt) :].tolist()
         text = target.tokenizer.decode(ids, skip_special_tokens=True)
-        return Answer(time.perf_counter() - begun, ids, text)
+        seconds = time.perf_counter() - begun
+        if hook is not None:
+            hook.remove()
+        return Answer(seconds, ids, text, passes - 1 if count else len(ids) - 1)
 
     return run
 
@@ -128,7 +149,8 @@ def ours(engine: Engine, speculate: bool = True) -> Method:
         begun = time.perf_counter()
         result = engine.generate([request(item, temperature, seed)], speculate=speculate)[0]
         seconds = time.perf_counter() - begun
-        return Answer(seconds, result.token_ids, result.text, result.stats.as_dict())
+        stats = result.stats
+        return Answer(seconds, result.token_ids, result.text, stats.target_passes, stats.as_dict())
 
     return run
 
@@ -138,12 +160,13 @@ def build(
     drafts: dict[str, str],
     items: Sequence[Item],
     others: Sequence[Item],
-    known: dict[str, Any],
+    chosen: Path,
 ) -> tuple[dict[str, Method], dict[str, dict[str, int]]]:
-    """Every method, and the trees that were chosen for it on `others` (or are `known` already).
+    """Every method, and the trees that were chosen for it on `others`.
 
     Args:
         drafts: folders of `vispec`, `eagle` and `eagle-text`.
+        chosen: file of the trees, chosen once.
     """
     compiled = wrap(target.model, target.processor)
     sources = {
@@ -155,17 +178,20 @@ def build(
     methods = {
         "generate": huggingface(target),
         "generate-static": huggingface(target, static_cache(target, items)),
-        "generate-lookup": huggingface(target, lambda: {"prompt_lookup_num_tokens": 10}),
+        "generate-lookup": huggingface(
+            target, lambda: {"prompt_lookup_num_tokens": 10}, count=True
+        ),
         "plain": ours(Engine(target), speculate=False),
         "plain-compiled": ours(Engine(compiled, compile=True), speculate=False),
     }
     draft, advice = load_draft(drafts["vispec"], target)
     methods["vispec-uncompiled"] = ours(Engine(target, draft, tree=advice))
-    trees = {"vispec-uncompiled": asdict(advice or TreeShape())}
-    for name, (source, candidates) in sources.items():
-        draft, _ = load_draft(source, compiled)
-        if name in known:
-            tree = TreeShape(**known[name])
+    trees = json.loads(chosen.read_text()) if chosen.exists() else {}
+    trees["vispec-uncompiled"] = asdict(advice or TreeShape())
+    for name, (folder, candidates) in sources.items():
+        draft, _ = load_draft(folder, compiled)
+        if name in trees:
+            tree = TreeShape(**trees[name])
         else:
             print(f"choosing the tree of {name}", file=sys.stderr)
             tree = fastest_tree(
@@ -176,6 +202,7 @@ def build(
             )
         methods[name] = ours(_compiled_engine(compiled, draft, tree))
         trees[name] = asdict(tree)
+        chosen.write_text(json.dumps(trees, indent=1) + "\n")
     return methods, trees
 
 
@@ -188,15 +215,18 @@ def measure(
     items: Sequence[Item],
     repeats: int,
     file: Path,
+    gap: Callable[[Item, list[int], list[int]], float],
 ) -> list[dict[str, Any]]:
     """Answer everything with every method, `repeats` times; what `file` holds is not asked again.
+
+    Args:
+        gap: how far apart, in logits, an item's two answers are where they part.
 
     Returns:
         one line an answer.
     """
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    done = {(line["repeat"], line["temperature"], line["item"]) for line in lines}
-    names = list(methods)
+    lines = read_lines(file, list(methods))
+    done = {_round(line) for line in lines}
     warm_up(methods, items)
     compiled = compilations()
     rounds = [
@@ -207,15 +237,17 @@ def measure(
     ]
     begun, waiting = time.monotonic(), [r for r in rounds if r not in done]
     for count, (repeat, temperature, index) in enumerate(waiting):
+        item, seed = items[index], repeat * len(items) + index
+        order = Random(seed).sample(list(methods), len(methods))
+        answers = {name: methods[name](item, temperature, seed) for name in order}
+        true = answers[_reference(temperature)].token_ids
         fresh = []
-        turn = (repeat + index) % len(names)
-        for name in (*names[turn:], *names[:turn]):
-            answer = methods[name](items[index], temperature, index)
-            fresh.append(
-                {"repeat": repeat, "temperature": temperature, "item": index, "method": name}
-                | {"task": items[index].task}
-                | asdict(answer)
-            )
+        for name, answer in answers.items():
+            line = {"repeat": repeat, "temperature": temperature, "item": index, "method": name}
+            line |= {"task": item.task, "identical": answer.token_ids == true} | asdict(answer)
+            if temperature == 0 and not line["identical"]:
+                line["gap"] = gap(item, answer.token_ids, true)
+            fresh.append(line)
         lines += fresh
         with file.open("a") as out:
             out.write("".join(json.dumps(line) + "\n" for line in fresh))
@@ -225,6 +257,39 @@ def measure(
     if compilations() != compiled:
         print(f"compiled {compilations() - compiled} times while measuring", file=sys.stderr)
     return lines
+
+
+def read_lines(file: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The lines of whole rounds, one for every name; what an interruption cut short is dropped."""
+    found: dict[Any, list[str]] = {}
+    for text in file.read_text().splitlines(keepends=True) if file.exists() else []:
+        if text.endswith("\n"):
+            found.setdefault(_round(json.loads(text)), []).append(text)
+    whole = [text for texts in found.values() if len(texts) == len(names) for text in texts]
+    if file.exists():
+        file.write_text("".join(whole))
+    return [json.loads(text) for text in whole]
+
+
+def _round(line: dict[str, Any]) -> tuple[int, float, int]:
+    return line["repeat"], line["temperature"], line["item"]
+
+
+def _reference(temperature: float) -> str:
+    """Whose text ours should be: greedily `generate`'s, for a seed the plain loop's."""
+    return "plain" if temperature else "generate"
+
+
+def logit_gap(target: Target, item: Item, ours: list[int], theirs: list[int]) -> float:
+    """Between the two tokens at which two answers part, of the model's own forward."""
+    place = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
+    inputs = target.encode(item.question, [item.image]).inputs
+    said = torch.tensor([theirs[:place]], dtype=torch.long)
+    ids = torch.cat([inputs["input_ids"], said], 1)
+    with torch.inference_mode():
+        given = inputs | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        logits = target.model(**given).logits[0, -1]
+    return (logits[theirs[place]] - logits[ours[place]]).abs().item()
 
 
 def warm_up(methods: dict[str, Method], items: Sequence[Item]) -> None:
@@ -263,22 +328,23 @@ def summarise(lines: list[dict[str, Any]], items: Sequence[Item]) -> list[dict[s
             speeds = {name: _speeds(found) for name, found in by_method.items()}
             plain = [name for name in PLAIN if name in speeds]
             fastest = max(plain, key=lambda name: statistics.median(speeds[name]))
-            # Greedy text is `generate`'s; a seed's is the plain loop's.
-            reference = by_method["plain" if temperature else "generate"]
-            true = {(line["repeat"], line["item"]): line["token_ids"] for line in reference}
             for name, found in by_method.items():
                 row = _row(found, items) | {"fastest_plain": fastest}
                 if temperature == 0 or found[0]["stats"]:
-                    row["identical"] = sum(
-                        line["token_ids"] == true[line["repeat"], line["item"]] for line in found
-                    ) / len(found)
+                    row["identical"] = sum(line["identical"] for line in found)
+                    row["largest_gap"] = max((line.get("gap", 0.0) for line in found), default=0.0)
                 for label, other in (("generate", "generate"), ("fastest_plain", fastest)):
                     gains = _ratios(speeds[name], speeds[other])
                     row[f"speedup_vs_{label}"] = statistics.median(gains)
                     row[f"speedup_vs_{label}_spread"] = [min(gains), max(gains)]
-                    if "attainable_tokens_per_s" in row:
-                        best = row["attainable_tokens_per_s"]
-                        row[f"attainable_vs_{label}"] = best / statistics.median(speeds[other])
+                same = SAME_MODE.get(name, "plain-compiled")
+                if found[0]["stats"] and same in by_method:
+                    gains = _ratios(speeds[name], speeds[same])
+                    bounds = _ratios(_model_speeds(found), speeds[same])
+                    row["same_mode"] = same
+                    row["speedup_vs_same_mode"] = statistics.median(gains)
+                    row["attainable_vs_same_mode"] = statistics.median(bounds)
+                    row["share_of_attainable"] = statistics.median(_ratios(gains, bounds))
                 rows.append({"task": task, "temperature": temperature, "method": name} | row)
     return rows
 
@@ -301,8 +367,8 @@ def _ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
 
 
 def _row(lines: list[dict[str, Any]], items: Sequence[Item]) -> dict[str, Any]:
-    speeds = _speeds(lines)
-    first = _by_repeat(lines)[0]
+    speeds, parts = _speeds(lines), _by_repeat(lines)
+    first = parts[0]
     row: dict[str, Any] = {
         "items": len(first),
         "repeats": len(speeds),
@@ -311,45 +377,34 @@ def _row(lines: list[dict[str, Any]], items: Sequence[Item]) -> dict[str, Any]:
         "tokens_per_s_spread": [min(speeds), max(speeds)],
         "quality": score([items[line["item"]] for line in first], [line["text"] for line in first]),
     }
-    stats = [line["stats"] for line in lines if line["stats"]]
-    passes = sum(s["target_passes"] for s in stats)
-    if passes:
-        row["acceptance_length"] = sum(s["new_tokens"] - 1 for s in stats) / passes
-        for part in ("draft", "verify", "overhead"):
-            row[f"{part}_ms_per_pass"] = 1e3 * sum(s[f"{part}_s"] for s in stats) / passes
-        for part in ("vision", "prefill"):
-            row[f"{part}_ms"] = 1e3 * sum(s[f"{part}_s"] for s in stats) / len(stats)
-        # What would be left if nothing but running the models took time: no acceptance, no caches
-        # kept, no text, no pictures decoded.
-        attainable = [
-            sum(len(line["token_ids"]) for line in part)
-            / sum(line["stats"][f"{name}_s"] for line in part for name in MODELS)
-            for part in _by_repeat(lines)
-        ]
-        row["attainable_tokens_per_s"] = statistics.median(attainable)
-        row["share_of_attainable"] = statistics.median(_ratios(speeds, attainable))
+    passes = [sum(line["passes"] for line in part) for part in parts]
+    row["acceptance_length"] = statistics.median(
+        sum(len(line["token_ids"]) - 1 for line in part) / max(1, count)
+        for part, count in zip(parts, passes, strict=True)
+    )
+    if lines[0]["stats"]:
+        for name in ("draft", "verify", "overhead"):
+            row[f"{name}_ms_per_pass"] = statistics.median(
+                1e3 * _seconds(part, name) / max(1, count)
+                for part, count in zip(parts, passes, strict=True)
+            )
+        for name in ("vision", "prefill"):
+            row[f"{name}_ms"] = statistics.median(
+                1e3 * _seconds(part, name) / len(part) for part in parts
+            )
     return row
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = [line.split(":", 1)[1].strip() for line in info.splitlines() if "model name" in line]
-    flags = next((line for line in info.splitlines() if line.startswith("flags")), "").split()
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "flags": [f for f in flags if f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16")],
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("torch", "transformers", "vispec")},
-    }
+def _seconds(lines: list[dict[str, Any]], name: str) -> float:
+    return sum(line["stats"][f"{name}_s"] for line in lines)
 
 
-def git(*words: str) -> str:
-    """What git answers here; nothing outside a checkout."""
-    return subprocess.run(
-        ["git", *words], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
-    ).stdout.strip()
+def _model_speeds(lines: list[dict[str, Any]]) -> list[float]:
+    """Tokens a second of every repeat if nothing but running the models took time."""
+    return [
+        sum(len(line["token_ids"]) for line in part) / sum(_seconds(part, name) for name in MODELS)
+        for part in _by_repeat(lines)
+    ]
 
 
 def main(argv: Iterable[str] | None = None) -> None:
@@ -381,25 +436,22 @@ def main(argv: Iterable[str] | None = None) -> None:
     facts = {
         "weights": {name: fingerprint(folder) for name, folder in folders.items()},
         "items": [given.items, given.choosing, len(items)],
-        "machine": machine(),
+        "machine": conditions(),
+        "source": source("src", "benchmarks/embedded_cpu.py"),
     }
     try:
         claim(given.work, facts)
     except VispecError as error:
         sys.exit(str(error))
-    chosen = given.work / "trees.json"
-    trees = json.loads(chosen.read_text()) if chosen.exists() else {}
     target = load_target(given.target)
-    methods, trees = build(target, drafts, items, others, trees)
-    chosen.write_text(json.dumps(trees, indent=1) + "\n")
-    commit = git("rev-parse", "--short", "HEAD")
-    changed = git("status", "--porcelain", "--untracked-files=no")
-    lines = measure(methods, items, given.repeats, given.work / "answers.jsonl")
+    methods, trees = build(target, drafts, items, others, given.work / "trees.json")
+    file = given.work / "answers.jsonl"
+    lines = measure(methods, items, given.repeats, file, partial(logit_gap, target))
     result = {
         "command": f"python benchmarks/embedded_cpu.py --target {given.target}"
         f" --items {given.items} --choosing {given.choosing} --repeats {given.repeats}"
         f" --threads {given.threads}" + (" --data DIR" if given.data else ""),
-        "commit": commit + (" with changes" if changed else ""),
+        "date": time.strftime("%Y-%m-%d"),
         "dtype": str(target.dtype).removeprefix("torch."),
         **facts,
         "trees": trees,

@@ -21,9 +21,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from vispec.checkpoints.files import fingerprint, locate
 from vispec.decoding.engine import Engine
 from vispec.decoding.planner import CHAINS, TREES
 from vispec.evaluation import baselines
+from vispec.evaluation.conditions import conditions, source
 from vispec.evaluation.items import TASKS, Item, held_out, training, word_items
 from vispec.evaluation.quality import answers, quality, read
 from vispec.loading import load
@@ -57,11 +59,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     if engine.draft is not None:
         _say(f"answering {given.table} training questions a task for the table of bigrams")
-        known = answers(engine, training(given.data, given.table))
-        rows = acceptance(engine, asked, said, known)
+        others = training(given.data, given.table)
+        rows = acceptance(engine, asked, said, others, answers(engine, others))
     report = {
         "command": f"python -m vispec.evaluation.embedded --count {given.count}"
-        f" --table {given.table}",
+        f" --table {given.table}" + (" --data DIR" if given.data else ""),
+        "machine": conditions(),
+        "source": source("src"),
+        "weights": {
+            role: fingerprint(locate(name, role))
+            for role, name in (("target", given.target), ("draft", given.draft))
+            if name != "none"
+        },
         "quality": [measure.as_dict() for measure in measures],
         "acceptance": rows,
         "samples": samples(asked, read(engine, said)),
@@ -76,6 +85,7 @@ def acceptance(
     engine: Engine,
     items: Sequence[Item],
     said: Sequence[Sequence[int]],
+    others: Sequence[Item],
     known: Sequence[Sequence[int]],
 ) -> list[dict[str, Any]]:
     """By task, how much the draft, a table of bigrams and prompt lookup accept of greedy answers.
@@ -84,9 +94,10 @@ def acceptance(
         engine: with its draft.
         items: what was asked.
         said: the target's greedy answers.
-        known: answers to other questions, from which the table is made.
+        others: other questions.
+        known: the answers to them, from which tables are made.
     """
-    bigrams = baselines.Bigrams(known, engine.target.vocab_size)
+    anything = baselines.Bigrams(known, engine.target.vocab_size)
     rows = []
     for task in TASKS:
         here = [i for i, item in enumerate(items) if item.task == task]
@@ -103,9 +114,14 @@ def acceptance(
             for i in here
         ]
         passes = sum(s.target_passes for s in stats)
-        # The table costs nothing, so it gets whichever tree suits it best.
-        shapes = (engine.tree, *TREES, *CHAINS)
-        table = max(baselines.bigram_acceptance(bigrams, texts, shape) for shape in shapes)
+        # A table costs nothing, so it may be of this task alone and of whichever tree suits it.
+        alike = [ids for item, ids in zip(others, known, strict=True) if item.task == task]
+        tables = (anything, baselines.Bigrams(alike, engine.target.vocab_size))
+        table = max(
+            baselines.bigram_acceptance(bigrams, texts, shape)
+            for bigrams in tables
+            for shape in (engine.tree, *TREES, *CHAINS)
+        )
         lookup = baselines.lookup_acceptance(prompts, texts)
         draft = sum(s.new_tokens - 1 for s in stats) / max(1, passes)
         rows.append(
