@@ -27,7 +27,11 @@ def conditions() -> dict[str, Any]:
         "flags": [f for f in flags if f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16")],
         "threads": torch.get_num_threads(),
         "fonts": len(scenes.fonts()),
-        "settings": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_SETTINGS)},
+        "settings": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(_SETTINGS) and not name.endswith("_DIR")
+        },
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in ("torch", "transformers", "vispec")},
     }
