@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="where to write the numbers as JSON")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
+    # Now: files may change while this runs, but not what was imported.
+    depends = {"machine": conditions(), "source": source("src")}
 
     engine = load(given.target, None if given.draft == "none" else given.draft, max_batch=16)
     items = held_out(given.data, given.count)
@@ -64,8 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report = {
         "command": f"python -m vispec.evaluation.embedded --count {given.count}"
         f" --table {given.table}" + (" --data DIR" if given.data else ""),
-        "machine": conditions(),
-        "source": source("src"),
+        **depends,
         "weights": {
             role: fingerprint(locate(name, role))
             for role, name in (("target", given.target), ("draft", given.draft))
