@@ -62,6 +62,13 @@ SAME_MODE = {"vispec-uncompiled": "plain"}
 MODELS = ("vision", "prefill", "draft", "verify")
 """Parts of an answer's time in which a model runs; the rest is preprocessing and bookkeeping."""
 DRAFTS = Path(__file__).parent / "drafts"
+CODE = (
+    *(f"src/vispec/{name}" for name in ("adapters", "decoding", "drafts", "evaluation", "targets")),
+    "src/vispec/training/scenes.py",
+    "src/vispec/training/photos.py",
+    "benchmarks/embedded_cpu.py",
+)
+"""What the numbers depend on."""
 
 
 @dataclass(frozen=True)
@@ -437,7 +444,7 @@ def main(argv: Iterable[str] | None = None) -> None:
         "weights": {name: fingerprint(folder) for name, folder in folders.items()},
         "items": [given.items, given.choosing, len(items)],
         "machine": conditions(),
-        "source": source("src", "benchmarks/embedded_cpu.py"),
+        "source": source(*CODE),
     }
     try:
         claim(given.work, facts)

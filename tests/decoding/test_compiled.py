@@ -27,15 +27,16 @@ def answers(
     shape: TreeShape | SampledShape,
     slots: int,
     temperature: float = 0.0,
+    limit: int = 24,
 ) -> list[list[int]]:
     work = []
     for seed, inputs in enumerate(prompts):
         wishes = Sampling(temperature=temperature, seed=seed)
         prompt = target.prompt(dict(inputs))
         config = wishes.over(target.model.generation_config)
-        processors = target.processors(config, len(prompt), 24)
+        processors = target.processors(config, len(prompt), limit)
         chooser = Chooser(processors, sample=temperature > 0, seed=seed)
-        work.append(Job(prompt, chooser, 24, lambda token, drafted: token == tiny.EOS))
+        work.append(Job(prompt, chooser, limit, lambda token, drafted: token == tiny.EOS))
     for _ in run(target, draft, work, shape=shape, slots=slots, capacity=80):
         pass
     return [job.token_ids for job in work]
@@ -91,7 +92,7 @@ def test_prompts_of_all_lengths_share_one_compiled_pass() -> None:
     generator = torch.Generator().manual_seed(6)
     target = wrap(tiny.llava(), None)
     target.compile_passes()
-    compiled: list[dict[str, int]] = []
+    graphs = [counters["stats"]["unique_graphs"]]
     with torch.inference_mode():
         for text in (5, 9, 40, 71, 3):
             prompt = target.prompt(tiny.inputs(generator, images=1, text=text))
@@ -99,8 +100,28 @@ def test_prompts_of_all_lengths_share_one_compiled_pass() -> None:
             expected = tiny.target().model(**prompt.inputs, output_hidden_states=True)
             torch.testing.assert_close(found.features, expected.hidden_states[-1][0], **NEAR)
             torch.testing.assert_close(found.logits, expected.logits[:, -1], **NEAR)
-            compiled.append(dict(counters["stats"]))
-    assert all(stats == compiled[0] for stats in compiled)
+            graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs == [graphs[0], *[graphs[0] + 1] * 5]
+
+
+def test_a_rotary_embedding_that_grew_in_between_is_noticed() -> None:
+    context = 40
+    parameters = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+
+    def model() -> Target:
+        return wrap(tiny.llava(max_position_embeddings=context, rope_parameters=parameters), None)
+
+    generator = torch.Generator().manual_seed(7)
+    prompt, longer = (tiny.inputs(generator, images=1, text=text) for text in (8, 60))
+    shape = TreeShape(7, 3, 2)
+    expected = answers(model(), None, [prompt], shape, 1, limit=12)
+    target = model()
+    target.compile_passes()
+    assert answers(target, None, [prompt], shape, 1, limit=12) == expected
+    with torch.inference_mode():
+        target.model(**longer)
+    assert target.decoder.rotary_emb.max_seq_len_cached > context
+    assert answers(target, None, [prompt], shape, 1, limit=12) == expected
 
 
 def test_another_model_of_the_same_class_has_passes_of_its_own(

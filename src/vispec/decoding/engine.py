@@ -124,7 +124,8 @@ class Engine:
         sampled: shape of the sampled trees for stochastic acceptance.
         max_batch: requests decoded at the same time; further ones wait for a free slot.
         compile: compile target and draft with `torch.compile`. The first passes then take tens of
-            seconds, later ones about half the time. Needs a C++ compiler.
+            seconds, later ones about half the time. Needs a C++ compiler, and a model that is
+            changed no more.
 
     Raises:
         DraftMismatchError: if the draft does not fit the target.

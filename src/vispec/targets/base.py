@@ -288,7 +288,8 @@ class Target:
         """Compile the passes over prompts and trees; the model object stays as it is.
 
         The first pass of every shape then takes tens of seconds (less when the compiler's cache on
-        disk knows it), and each later one a half of the time or less. Needs a C++ compiler.
+        disk knows it), and each later one a half of the time or less. Needs a C++ compiler. From
+        the first pass on, the model must stay what it is: no other dtype, adapters or hooks.
         """
         if not self.compiled:
             self.compiled = True
