@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ def row(task: str, method: str, speed: float, **more: Any) -> dict[str, Any]:
         "task": task, "temperature": 0.0, "method": method, "items": 9, "repeats": 3,
         "tokens_per_s": speed, "tokens_per_s_spread": [speed * 0.9, speed * 1.1],
         "speedup_vs_generate": speed / 50, "speedup_vs_fastest_plain": speed / 80,
+        "speedup_vs_generate_spread": [speed / 55, speed / 45],
         "fastest_plain": "plain",
     } | more  # fmt: skip
 
@@ -33,8 +35,8 @@ RESULT = {
         row("vqa", "plain", 80.0),
         row(
             "vqa", "vispec", 160.0, acceptance_length=3.5, share_of_attainable=0.91,
-            attainable_vs_generate=3.5,
-            identical=1.0,
+            attainable_vs_same_mode=2.2,
+            identical=26,
             draft_ms_per_pass=1.0, verify_ms_per_pass=6.0, overhead_ms_per_pass=0.25,
         ),
     ],
@@ -43,14 +45,14 @@ RESULT = {
 
 def test_the_headline_names_both_baselines_and_what_was_gained() -> None:
     assert report.headline(RESULT).splitlines()[2] == (
-        "| scene, a question | 0 | 50 | 80 | 160 | 3.20x | 2.00x "
-        "| 3.50 | 3.50x (91% reached) | 100% |"
+        "| scene, a question | 0 | 50 | 80 (plain) | 160 | 3.20x | 2.00x "
+        "| 3.50 | 2.20x (91% reached) | 26/27 |"
     )
 
 
 def test_the_conditions_state_machine_spread_and_cycle() -> None:
     text = report.conditions(RESULT)
-    for part in ("9 held-out items", "3 rounds", "20%", "2 threads of A processor", "1.0 ms"):
+    for part in ("9 held-out items", "3 rounds", "up to 20%", "2 threads of A processor", "1.0 ms"):
         assert part in text
 
 
@@ -70,7 +72,13 @@ def test_the_picture_is_the_same_for_the_same_numbers(tmp_path: Path) -> None:
     one, two = (tmp_path / name for name in ("one.svg", "two.svg"))
     assert one.read_bytes() == two.read_bytes()
     assert b"<svg" in one.read_bytes()
+    assert report.digest(RESULT) in one.read_text()
 
 
-def test_the_readme_says_what_was_measured() -> None:
+def test_the_readme_says_what_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     report.main(["--check"])
+    # And it would be noticed if it did not.
+    (tmp_path / "embedded-cpu.json").write_text(json.dumps(RESULT))
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    with pytest.raises(SystemExit, match="README"):
+        report.main(["--check"])

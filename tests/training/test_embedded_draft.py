@@ -155,4 +155,6 @@ def test_the_recipe_makes_a_draft_that_loads_and_asks_nothing_twice(
     assert isinstance(eagle, EagleDraft)
     assert eagle.adapter is None
     assert not (work / "eagle-text" / "multimodal").exists()
-    assert "EAGLE" in (tmp_path / "eagle" / "README.md").read_text()
+    card = (tmp_path / "eagle" / "README.md").read_text()
+    assert "EAGLE" in card
+    assert "4 to questions without a picture, sampled at temperature 1. Seed 0." in card

@@ -30,14 +30,18 @@ def work(tmp_path: Path) -> Path:
 def test_the_card_has_the_numbers(work: Path) -> None:
     report = {
         "quality": [{"name": "scene questions right", "true": 0.7, "swapped": 0.2,
-                     "difference": 0.5}],
+                     "items": 9, "least": 0.8, "gain": 0.25, "lower_is_better": False,
+                     "reached": False}],
         "samples": [{"task": "read", "question": "Read.", "true": "A", "said": "B"}],
     }  # fmt: skip
-    text = target_card.card(MODEL, work, report, fonts=21, note="Resumed once.")
+    text = target_card.card(MODEL, work, report, fonts=21, seed=5, note="Resumed once.")
     assert "20 M parameters" in text.replace("19.6", "20").replace("19.7", "20")
-    assert "| scene questions right | 0.700 | 0.200 | +0.500 |" in text
+    assert (
+        "| scene questions right | 9 | 0.700 | 0.200 "
+        "| at least 0.80, 0.25 better than with another: not reached |"
+    ) in text
     assert "in 21 fonts" in text
-    assert "Resumed once." in text
+    assert "Seed 5. Resumed once." in text
     assert "* joined: 400 steps in 40.0 minutes" in text
     assert "research use only" in text.lower()
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 LICENCE = """The weights in this folder are for research use only.
 
@@ -18,6 +19,21 @@ are not. They come without warranty of any kind.
 def write_licence(folder: Path) -> None:
     """Leave `LICENSE` in a folder of weights."""
     (folder / "LICENSE").write_text(LICENCE)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
+
+
+def judged(work: Path, phase: str, name: str, points: int) -> list[dict[str, Any]]:
+    """The lines of a phase's log that have `name`, at most `points` of them and the last."""
+    path = work / phase / "log.jsonl"
+    lines = [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
+    lines = [line for line in lines if name in line]
+    every = max(1, -(-len(lines) // points))
+    return [line for i, line in enumerate(lines) if (len(lines) - 1 - i) % every == 0]
 
 
 def training_of(work: Path, phases: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -40,7 +41,7 @@ from vispec.training import draft as training
 from vispec.training import losses, photos, scenes
 from vispec.training.distill import Question, distill
 from vispec.training.features import Sample, collect
-from vispec.training.recipes.card import training_of, write_licence
+from vispec.training.recipes.card import judged, table, training_of, write_licence
 from vispec.training.trainer import Settings, Trainer
 
 KINDS = {"vispec": True, "eagle": True, "eagle-text": False}
@@ -49,8 +50,8 @@ KINDS = {"vispec": True, "eagle": True, "eagle-text": False}
 CARD = """# {title}
 
 {what} ({parameters:.2f} M parameters) for the embedded target, trained by
-`vispec.training.recipes.embedded_draft --kind {kind}` on answers that the target itself wrote, two
-thirds of them greedily and the rest sampled at temperature 1. Seed {seed}.
+`vispec.training.recipes.embedded_draft --kind {kind}` on answers that the target itself wrote:
+{answers}. Seed {seed}.
 
 **For research use only: trained partly on research-only photographs (Flickr8k, DAQUAR).**
 
@@ -58,13 +59,16 @@ thirds of them greedily and the rest sampled at temperature 1. Seed {seed}.
 
 {training}
 
+Share of held-out tokens guessed right at the first, second and third step:
+
+{curve}
+
 ## Measured
 
 Greedy answers to held-out questions, tree of {tree} (the fastest of a few on training questions).
-The acceptance length counts tokens a verification pass, the target's own included.
+The acceptance length counts tokens a verification pass, the target's own included; without its
+picture, a question is answered blindly.
 
-| task | questions | tokens | acceptance length |
-|---|---|---|---|
 {rows}
 
 Scenes are rendered from templates, and a language model of templates alone would accept much of
@@ -258,7 +262,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         TREES,
         [question.request(128, 0) for question in fresh],
     )
-    measured = acceptance(Engine(target, final, tree=tree), unseen)
+    speculating = Engine(target, final, tree=tree)
+    measured = acceptance(speculating, unseen)
+    blind = acceptance(speculating, [replace(question, image=None) for question in unseen])
     vispec_format.write(
         final.to(torch.bfloat16),
         options.out,
@@ -266,7 +272,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         tree={"size": tree.size, "depth": tree.depth, "width": tree.width},
     )
     write_licence(options.out)
-    text = card(final, options.kind, options.seed, work, tree, measured)
+    counts = {name: len(samples[name]) for name in ("text", "multimodal")}
+    text = card(final, options.kind, options.seed, work, tree, counts, measured, blind)
     (options.out / "README.md").write_text(text)
     (work / "result.json").write_text(json.dumps(measured, indent=2) + "\n")
     print(measured, flush=True)
@@ -298,13 +305,44 @@ def card(
     seed: int,
     work: Path,
     tree: TreeShape,
+    counts: dict[str, int],
     measured: dict[str, dict[str, float]],
+    blind: dict[str, dict[str, float]],
 ) -> str:
-    """The text of the draft's model card."""
-    rows = "\n".join(
-        f"| {task} | {row['questions']} | {row['tokens']} | {row['acceptance_length']:.2f} |"
+    """The text of the draft's model card.
+
+    Args:
+        counts: answers of each kind that there were to learn from.
+        measured: what `acceptance` found.
+        blind: the same without pictures.
+    """
+    header = ("task", "questions", "tokens", "acceptance length", "without its picture")
+    rows = [
+        (
+            task,
+            row["questions"],
+            row["tokens"],
+            f"{row['acceptance_length']:.2f}",
+            f"{blind[task]['acceptance_length']:.2f}",
+        )
         for task, row in measured.items()
-    )
+    ]
+    curve = [
+        (
+            phase,
+            line["step"],
+            f"{line['elapsed_s'] / 60:.0f}",
+            *(f"{line[f'heldout_accuracy_{step}']:.3f}" for step in (1, 2, 3)),
+        )
+        for phase in ("text", "multimodal")
+        for line in judged(work, phase, "heldout_accuracy_1", 6)
+    ]
+    answers = f"{counts['text']} to questions without a picture, sampled at temperature 1"
+    if KINDS[kind]:
+        answers += (
+            f",\nand {counts['multimodal']} to questions with one, two thirds of them greedily and"
+            " the rest at temperature 1"
+        )
     adapter = draft.adapter
     what = "An EAGLE draft: one decoder layer that reads every image token"
     if isinstance(adapter, QueryAdapter):
@@ -315,9 +353,11 @@ def card(
         kind=kind,
         seed=seed,
         parameters=sum(p.numel() for p in draft.parameters()) / 1e6,
+        answers=answers,
         training=training_of(work, ("text", "multimodal")),
+        curve=table(("stage", "step", "minutes", "first", "second", "third"), curve),
         tree=f"{tree.size} nodes, depth {tree.depth}, width {tree.width}",
-        rows=rows,
+        rows=table(header, rows),
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vispec.checkpoints.files import read_config, tensor_headers
-from vispec.training.recipes.card import training_of
+from vispec.training.recipes.card import judged, table, training_of
 from vispec.training.recipes.embedded_target import FURTHER, PHASES, PHOTO_TURNS
 
 CARD = """# The embedded target
@@ -38,7 +38,9 @@ those.
 
 ## Training
 
-{training}{note}
+{training}
+
+Seed {seed}.{note}
 
 Cross entropy of an answer token on held-out images, nats:
 
@@ -70,15 +72,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, help="work folder of its training")
     parser.add_argument("--quality", type=Path, required=True, help="its evaluation, as JSON")
     parser.add_argument("--fonts", type=int, default=29, help="fonts its scenes were drawn in (29)")
+    parser.add_argument("--seed", type=int, default=0, help="of its training (0)")
     parser.add_argument("--note", default="", help="what else to say of this run")
     given = parser.parse_args(arguments)
     report = json.loads(given.quality.read_text())
     (given.model / "README.md").write_text(
-        card(given.model, given.work, report, given.fonts, given.note)
+        card(given.model, given.work, report, given.fonts, given.seed, given.note)
     )
 
 
-def card(model: Path, work: Path, report: dict[str, Any], fonts: int, note: str = "") -> str:
+def card(
+    model: Path, work: Path, report: dict[str, Any], fonts: int, seed: int, note: str = ""
+) -> str:
     """The text of the card."""
     config = read_config(str(model))
     text, tower = config["text_config"], config["vision_config"]
@@ -95,7 +100,8 @@ def card(model: Path, work: Path, report: dict[str, Any], fonts: int, note: str 
         visual=config["image_seq_length"],
         fonts=fonts,
         training=training_of(work, (*PHASES, FURTHER)),
-        note=f"\n\n{note}" if note else "",
+        seed=seed,
+        note=f" {note}" if note else "",
         curve=curve(work),
         quality=quality(report["quality"]),
         samples="\n".join(shown),
@@ -104,30 +110,31 @@ def card(model: Path, work: Path, report: dict[str, Any], fonts: int, note: str 
 
 def curve(work: Path, points: int = 12) -> str:
     """A table of held-out losses over the phases that judge answers, at most `points` rows each."""
-    rows = ["| phase | step | minutes | vqa | caption | read | photo |", "|---" * 7 + "|"]
+    tasks = ("vqa", "caption", "read", "photo")
+    rows = []
     for phase in PHOTO_TURNS:
-        path = work / phase / "log.jsonl"
-        lines = [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
-        judged = [line for line in lines if "heldout_vqa" in line]
-        every = max(1, -(-len(judged) // points))
-        kept = [line for i, line in enumerate(judged) if (len(judged) - 1 - i) % every == 0]
-        for line in kept:
-            tasks = " | ".join(
-                f"{line[f'heldout_{task}']:.3f}" if f"heldout_{task}" in line else "–"
-                for task in ("vqa", "caption", "read", "photo")
-            )
-            rows.append(f"| {phase} | {line['step']} | {line['elapsed_s'] / 60:.0f} | {tasks} |")
-    return "\n".join(rows)
+        for line in judged(work, phase, "heldout_vqa", points):
+            losses = [line.get(f"heldout_{task}") for task in tasks]
+            shown = ["–" if loss is None else f"{loss:.3f}" for loss in losses]
+            rows.append((phase, line["step"], f"{line['elapsed_s'] / 60:.0f}", *shown))
+    return table(("phase", "step", "minutes", *tasks), rows)
 
 
 def quality(measures: Sequence[dict[str, Any]]) -> str:
-    """A table of scores with the true and with another picture."""
-    rows = ["| measure | its picture | another | difference |", "|---|---|---|---|"]
-    rows += [
-        f"| {m['name']} | {m['true']:.3f} | {m['swapped']:.3f} | {m['difference']:+.3f} |"
-        for m in measures
-    ]
-    return "\n".join(rows)
+    """A table of scores with the true and with another picture, and whether they are the goal's."""
+    rows = []
+    for m in measures:
+        goals = []
+        if m["least"] is not None:
+            goals.append(f"{'at most' if m['lower_is_better'] else 'at least'} {m['least']:.2f}")
+        if m["gain"] is not None:
+            goals.append(f"{m['gain']:.2f} better than with another")
+        goal = ", ".join(goals)
+        reached = "" if not goals else ": reached" if m["reached"] else ": not reached"
+        rows.append(
+            (m["name"], m["items"], f"{m['true']:.3f}", f"{m['swapped']:.3f}", goal + reached)
+        )
+    return table(("measure", "items", "its picture", "another", "goal"), rows)
 
 
 def _product(shape: Sequence[int]) -> int:
