@@ -50,6 +50,15 @@ def test_the_headline_names_both_baselines_and_what_was_gained() -> None:
     )
 
 
+def test_acceptance_stands_beside_that_of_tables() -> None:
+    row = {
+        "task": "read", "bits_per_token": 0.5, "bigrams": 1.5, "bigrams_any_tree": 1.9,
+        "prompt_lookup": 1.1, "draft": 2.5,
+    }  # fmt: skip
+    text = report.acceptance({"acceptance": [row]})
+    assert text.splitlines()[2:] == ["| text, read | 0.50 | 1.50 | 1.90 | 1.10 | 2.50 |"]
+
+
 def test_the_conditions_state_machine_spread_and_cycle() -> None:
     text = report.conditions(RESULT)
     for part in ("9 held-out items", "3 rounds", "up to 20%", "2 threads of A processor", "1.0 ms"):
