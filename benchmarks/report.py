@@ -127,7 +127,8 @@ def acceptance(report: dict[str, Any]) -> str:
             row = found[task]
             lines.append(
                 f"| {name} | {row['bits_per_token']:.2f} | {row['bigrams']:.2f} "
-                f"| {row['bigrams_any_tree']:.2f} | {row['prompt_lookup']:.2f} | {row['draft']:.2f} |"
+                f"| {row['bigrams_any_tree']:.2f} | {row['prompt_lookup']:.2f} "
+                f"| {row['draft']:.2f} |"
             )
     return "\n".join(lines)
 
