@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 import embedded_cpu as bench
+import talking
+import tiny
+from vispec.checkpoints import vispec as vispec_format
+from vispec.decoding.tree import TreeShape
 from vispec.evaluation.items import Item
 
 ITEMS = [
@@ -122,3 +127,43 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert places(again) == places(whole)
     assert len(file.read_text().splitlines()) == len(whole) == len(kept)
     assert all(json.loads(line) for line in file.read_text().splitlines())
+
+
+@pytest.mark.slow
+def test_every_method_answers_and_the_result_says_what_it_depends_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "MAX_NEW_TOKENS", 6)
+    monkeypatch.setattr(bench, "TASKS", ("vqa",))
+    monkeypatch.setattr(bench, "TREES", (TreeShape(4, 3, 2),))
+    monkeypatch.setattr(bench, "CHAINS", (TreeShape.chain(2),))
+    target = talking.save(tmp_path / "target", max_position_embeddings=512)
+    # Prompt lookup must not find an image behind what the prompt ends with.
+    template = target / "chat_template.jinja"
+    template.write_text(template.read_text().replace("'assistant:'", "'assistant.'"))
+    for name, queries in (("vispec", 3), ("eagle", None), ("eagle-text", None)):
+        vispec_format.write(tiny.draft(torch.float32, queries=queries), tmp_path / "drafts" / name)
+    out = tmp_path / "result.json"
+    command = [
+        "--target", str(target), "--drafts", str(tmp_path / "drafts"), "--items", "1",
+        "--choosing", "1", "--repeats", "1", "--work", str(tmp_path / "work"), "--out", str(out),
+    ]  # fmt: skip
+    bench.main(command)
+    result = json.loads(out.read_text())
+    rows = {(row["temperature"], row["method"]): row for row in result["rows"]}
+    assert {name for _, name in rows} == {
+        "generate", "generate-static", "generate-lookup", "plain", "plain-compiled",
+        "vispec-uncompiled", "eagle-text", "eagle", "vispec-chain", "vispec",
+    }  # fmt: skip
+    for name in {name for _, name in rows}:
+        assert rows[0.0, name]["identical"] == 1 or rows[0.0, name]["largest_gap"] < 1e-3
+        assert rows[0.0, name]["acceptance_length"] >= 1
+    for part in ("weights", "machine", "source", "trees", "date", "dtype", "command"):
+        assert result[part]
+    assert set(result["weights"]) == {"target", "vispec", "eagle", "eagle-text"}
+    # Nothing is left to ask, and nothing of another run is taken for this one's.
+    again = (tmp_path / "work" / "answers.jsonl").read_text()
+    bench.main(command)
+    assert (tmp_path / "work" / "answers.jsonl").read_text() == again
+    with pytest.raises(SystemExit, match="another run"):
+        bench.main([*command, "--threads", "1"])
