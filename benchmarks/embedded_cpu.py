@@ -76,14 +76,14 @@ class Answer:
     """One timed answer.
 
     Attributes:
-        passes: of the target behind the prefill, where they were counted.
+        passes: of the target behind the prefill.
         stats: our loop's own, empty for Hugging Face's.
     """
 
     seconds: float
     token_ids: list[int]
     text: str
-    passes: int | None = None
+    passes: int
     stats: dict[str, Any] = field(default_factory=dict)
 
 
@@ -95,17 +95,11 @@ def huggingface(
     target: Target, options: Callable[[], dict[str, Any]] = dict, *, count: bool = False
 ) -> Method:
     """The model's own `generate`; `count` its passes, where they are fewer than its tokens."""
-    passes = 0
-
-    def another(*_: Any) -> None:
-        nonlocal passes
-        passes += 1
 
     def run(item: Item, temperature: float, seed: int) -> Answer:
-        nonlocal passes
-        passes = 0
         torch.manual_seed(seed)
-        hook = target.head.register_forward_hook(another) if count else None
+        calls: list[None] = []
+        hook = target.head.register_forward_hook(lambda *_: calls.append(None)) if count else None
         begun = time.perf_counter()
         prompt = target.encode(item.question, [item.image])
         # Of all tokens, as ours; by itself `generate` samples among the 50 likeliest.
@@ -123,7 +117,7 @@ def huggingface(
         seconds = time.perf_counter() - begun
         if hook is not None:
             hook.remove()
-        return Answer(seconds, ids, text, passes - 1 if count else len(ids) - 1)
+        return Answer(seconds, ids, text, (len(calls) if count else len(ids)) - 1)
 
     return run
 
@@ -339,7 +333,7 @@ def summarise(lines: list[dict[str, Any]], items: Sequence[Item]) -> list[dict[s
                 row = _row(found, items) | {"fastest_plain": fastest}
                 if temperature == 0 or found[0]["stats"]:
                     row["identical"] = sum(line["identical"] for line in found)
-                    row["largest_gap"] = max((line.get("gap", 0.0) for line in found), default=0.0)
+                    row["largest_gap"] = max(line.get("gap", 0.0) for line in found)
                 for label, other in (("generate", "generate"), ("fastest_plain", fastest)):
                     gains = _ratios(speeds[name], speeds[other])
                     row[f"speedup_vs_{label}"] = statistics.median(gains)

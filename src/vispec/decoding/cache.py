@@ -123,13 +123,13 @@ class SlotCache(Cache):
             raise ValueError(f"{end} positions do not fit a slot of {self.capacity}")
         read = end if exact else min(_round_up(end), self.capacity)
         self._column = torch.arange(read, device=self.store.device)
-        if self._compiled:
-            torch._dynamo.maybe_mark_dynamic(self._column, 0)
         self.kept = torch.tensor(kept, device=self.store.device)
         self.step(width, behind)
-        if self._compiled and exact:
-            # Prompts are of any length, trees of few.
-            torch._dynamo.maybe_mark_dynamic(self._index, 1)
+        if self._compiled:
+            torch._dynamo.maybe_mark_dynamic(self._column, 0)
+            if exact:
+                # Prompts are of any length, trees of few.
+                torch._dynamo.maybe_mark_dynamic(self._index, 1)
 
     def step(self, width: int, behind: int) -> None:
         """Narrow the window to `width` tokens of it, `behind` of them already written.

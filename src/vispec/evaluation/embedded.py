@@ -119,10 +119,11 @@ def acceptance(
         # target to verify as the draft has, and with whichever tree suits it best.
         alike = [ids for item, ids in zip(others, known, strict=True) if item.task == task]
         tables = (anything, baselines.Bigrams(alike, engine.target.vocab_size))
-        table, free = (
-            max(baselines.bigram_acceptance(b, texts, s) for b in tables for s in shapes)
-            for shapes in ([engine.tree], [engine.tree, *TREES, *CHAINS])
-        )
+        rates = {
+            shape: max(baselines.bigram_acceptance(table, texts, shape) for table in tables)
+            for shape in (engine.tree, *TREES, *CHAINS)
+        }
+        bigrams = rates[engine.tree]
         lookup = baselines.lookup_acceptance(prompts, texts)
         draft = sum(s.new_tokens - 1 for s in stats) / max(1, passes)
         rows.append(
@@ -131,12 +132,12 @@ def acceptance(
                 "items": len(here),
                 "tokens": sum(map(len, texts)),
                 "bits_per_token": baselines.bits_per_token(engine.target, prompts, drawn),
-                "bigrams": table,
-                "bigrams_any_tree": free,
+                "bigrams": bigrams,
+                "bigrams_any_tree": max(rates.values()),
                 "prompt_lookup": lookup,
                 "draft": draft,
-                "advantage": draft / max(table, lookup),
-                "reached": draft >= ADVANTAGE * max(table, lookup),
+                "advantage": draft / max(bigrams, lookup),
+                "reached": draft >= ADVANTAGE * max(bigrams, lookup),
             }
         )
     return rows

@@ -29,9 +29,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def judged(work: Path, phase: str, name: str, points: int) -> list[dict[str, Any]]:
     """The lines of a phase's log that have `name`, at most `points` of them and the last."""
-    path = work / phase / "log.jsonl"
-    lines = [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
-    lines = [line for line in lines if name in line]
+    lines = [line for line in _log(work, phase) if name in line]
     every = max(1, -(-len(lines) // points))
     return [line for i, line in enumerate(lines) if (len(lines) - 1 - i) % every == 0]
 
@@ -40,8 +38,13 @@ def training_of(work: Path, phases: Iterable[str]) -> str:
     """One line a phase, from `<work>/<phase>/log.jsonl`; a phase without a log is left out."""
     lines = []
     for phase in phases:
-        path = work / phase / "log.jsonl"
-        if path.exists():
-            last = json.loads(path.read_text().splitlines()[-1])
+        if log := _log(work, phase):
+            last = log[-1]
             lines.append(f"* {phase}: {last['step']} steps in {last['elapsed_s'] / 60:.1f} minutes")
     return "\n".join(lines)
+
+
+def _log(work: Path, phase: str) -> list[dict[str, Any]]:
+    """What a phase's training wrote down; empty without a log."""
+    path = work / phase / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
