@@ -63,9 +63,14 @@ MODELS = ("vision", "prefill", "draft", "verify")
 """Parts of an answer's time in which a model runs; the rest is preprocessing and bookkeeping."""
 DRAFTS = Path(__file__).parent / "drafts"
 CODE = (
-    *(f"src/vispec/{name}" for name in ("adapters", "decoding", "drafts", "evaluation", "targets")),
-    "src/vispec/training/scenes.py",
-    "src/vispec/training/photos.py",
+    *(
+        f"src/vispec/{name}"
+        for name in (
+            *("adapters", "checkpoints", "decoding", "drafts", "evaluation", "targets"),
+            *("images.py", "loading.py", "training/photos.py"),
+            *("training/scenes.py", "training/scene_words.py"),
+        )
+    ),
     "benchmarks/embedded_cpu.py",
 )
 """What the numbers depend on."""
@@ -333,6 +338,7 @@ def summarise(lines: list[dict[str, Any]], items: Sequence[Item]) -> list[dict[s
                 row = _row(found, items) | {"fastest_plain": fastest}
                 if temperature == 0 or found[0]["stats"]:
                     row["identical"] = sum(line["identical"] for line in found)
+                if temperature == 0:
                     row["largest_gap"] = max(line.get("gap", 0.0) for line in found)
                 for label, other in (("generate", "generate"), ("fastest_plain", fastest)):
                     gains = _ratios(speeds[name], speeds[other])

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from vispec.evaluation import embedded
 from vispec.evaluation.items import held_out, word_items
 from vispec.evaluation.quality import Measure, facts, score
 
@@ -64,19 +61,3 @@ def test_a_description_claims_what_its_sentences_tell() -> None:
 )
 def test_goals(measure: Measure, reached: bool | None) -> None:
     assert measure.reached is reached
-
-
-@pytest.mark.slow
-def test_the_command_reports_on_the_embedded_pair(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "quality.json"
-    embedded.main(["--count", "2", "--table", "3", "--threads", "1", "--out", str(out)])
-    report = json.loads(out.read_text())
-    assert {row["task"] for row in report["acceptance"]} == {"vqa", "caption", "read"}
-    assert all(row["draft"] >= 1 and row["bits_per_token"] > 0 for row in report["acceptance"])
-    assert report["samples"]
-    assert {m["items"] for m in report["quality"] if "words" not in m["name"]} == {2}
-    shown = capsys.readouterr().out
-    assert "What the target sees" in shown
-    assert "bigrams" in shown

@@ -304,7 +304,8 @@ class Target:
         started = time.perf_counter()
         seen = self._decoder_inputs(self.prefill_inputs(prompt), cache)
         entered = time.perf_counter()
-        if self.compiled and _takes_any_length(seen):
+        if self.compiled and _shapes_known(seen):
+            _let_length_vary(seen)
             hidden = self._compiled_prompt_pass(seen)
         else:
             hidden = self._prompt_pass(seen)
@@ -409,13 +410,14 @@ class Target:
         return frozenset(eos if isinstance(eos, list | tuple) else [eos])
 
 
-def _takes_any_length(inputs: dict[str, Any]) -> bool:
-    """Mark the length of a decoder's inputs as one that varies, so that it is compiled once.
-
-    Returns:
-        False for inputs whose shapes are not known here, which had better run uncompiled.
-    """
+def _shapes_known(inputs: dict[str, Any]) -> bool:
+    """Whether a decoder is given nothing but what can be compiled for prompts of every length."""
     given = {name for name, value in inputs.items() if value is not None}
-    for name in given & _LENGTH_AXIS.keys():
-        torch._dynamo.maybe_mark_dynamic(inputs[name], inputs[name].ndim + _LENGTH_AXIS[name])
     return given <= _LENGTH_AXIS.keys() | {"past_key_values", "use_cache"}
+
+
+def _let_length_vary(inputs: dict[str, Any]) -> None:
+    """Mark the length of a decoder's inputs as one that varies, so that it is compiled once."""
+    for name, axis in _LENGTH_AXIS.items():
+        if inputs.get(name) is not None:
+            torch._dynamo.maybe_mark_dynamic(inputs[name], inputs[name].ndim + axis)
