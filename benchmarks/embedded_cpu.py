@@ -47,7 +47,7 @@ from vispec.decoding.planner import CHAINS, TREES, fastest_tree
 from vispec.decoding.sampling import Sampling
 from vispec.decoding.tree import TreeShape
 from vispec.errors import VispecError
-from vispec.evaluation.conditions import conditions, source
+from vispec.evaluation.conditions import commit, conditions, source
 from vispec.evaluation.items import TASKS, Item, held_out
 from vispec.evaluation.quality import score
 from vispec.loading import load_draft, load_target
@@ -460,9 +460,13 @@ def main(argv: Iterable[str] | None = None) -> None:
         f" --threads {given.threads}" + (" --data DIR" if given.data else ""),
         "date": time.strftime("%Y-%m-%d"),
         "dtype": str(target.dtype).removeprefix("torch."),
+        "commit": commit(),
         **facts,
         "trees": trees,
-        "rows": summarise(lines, items),
+        "rows": [
+            row | {name: facts["machine"][name] for name in ("threads", "flags")}
+            for row in summarise(lines, items)
+        ],
     }
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -158,7 +158,7 @@ def test_every_method_answers_and_the_result_says_what_it_depends_on(
     for name in {name for _, name in rows}:
         assert rows[0.0, name]["identical"] == 1 or rows[0.0, name]["largest_gap"] < 1e-3
         assert rows[0.0, name]["acceptance_length"] >= 1
-    for part in ("weights", "machine", "source", "trees", "date", "dtype", "command"):
+    for part in ("weights", "machine", "commit", "source", "trees", "date", "dtype", "command"):
         assert result[part]
     assert set(result["weights"]) == {"target", "vispec", "eagle", "eagle-text"}
     # Nothing is left to ask, and nothing of another run is taken for this one's.

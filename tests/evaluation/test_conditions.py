@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
-from vispec.evaluation.conditions import conditions, source
+from vispec.evaluation.conditions import commit, conditions, source
 
 
 def test_settings_that_change_the_speed_are_told_and_folders_are_not(
@@ -25,3 +27,8 @@ def test_settings_that_change_the_speed_are_told_and_folders_are_not(
 def test_what_git_does_not_know_has_no_state() -> None:
     assert source("no/such/folder") == {}
     assert set(source("src", "no/such/folder")) <= {"src"}
+
+
+def test_the_commit_is_gits() -> None:
+    told = subprocess.run(["git", "log", "-1", "--format=%H"], capture_output=True, text=True)
+    assert told.stdout.startswith(commit())

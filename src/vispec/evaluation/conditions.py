@@ -44,15 +44,20 @@ def source(*paths: str) -> dict[str, str]:
         git's hash of each, `"changed"` behind it where the work tree differs; empty outside a
         checkout.
     """
-    root = Path(__file__).resolve().parents[3]
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=root)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
     found = {}
     for path in paths:
-        if known := git("rev-parse", "--short=12", f"HEAD:{path}"):
-            changed = git("status", "--porcelain", "--", path)
+        if known := _git("rev-parse", "--short=12", f"HEAD:{path}"):
+            changed = _git("status", "--porcelain", "--", path)
             found[path] = f"{known} changed" if changed else known
     return found
+
+
+def commit() -> str:
+    """The commit that this is running from; empty outside a checkout."""
+    return _git("rev-parse", "--short=12", "HEAD")
+
+
+def _git(*words: str) -> str:
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=root)
+    return done.stdout.strip() if done.returncode == 0 else ""
