@@ -45,7 +45,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "Creating $(VENV) failed; on Debian and Ubuntu install python3-venv first." >&2; \
 	  rm -rf $(VENV); exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  -c constraints.txt -e '.[dev,train]'
+	  -c constraints.txt -e '.[dev,train,video]'
 	@touch $@
 
 clean:  ## remove the environment and every cache

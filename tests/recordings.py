@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vispec.checkpoints.vispec import from_tensors
+from vispec.checkpoints.formats import from_tensors
 from vispec.decoding.tree import TreeShape
 from vispec.drafts.eagle import EagleDraft
-from vispec.drafts.eagle_session import EagleSession
+from vispec.drafts.sequential_session import SequentialSession
 from vispec.targets.base import Prefill, Prompt
 
 FIXTURES = Path(os.environ.get("VISPEC_FIXTURES", Path(__file__).parent / "fixtures"))
@@ -37,7 +37,7 @@ class Recording:
     meta: dict[str, Any]
     tensors: dict[str, Tensor]
     draft: EagleDraft
-    session: EagleSession
+    session: SequentialSession
 
     def __getitem__(self, key: str) -> Tensor:
         return self.tensors[key]
@@ -56,13 +56,14 @@ class Recording:
 
     @property
     def prompt(self) -> Prompt:
-        return Prompt(self["input_ids"][0, :-1].tolist(), {}, self.image_index)
+        return Prompt(self["input_ids"][0, :-1].tolist(), {})
 
     @property
     def prefill(self) -> Prefill:
         weight = self["weight.embed_tokens.weight"]
         embeds = self.tensors.get("target_embeds", weight[self["input_ids"][:, :-1]])
-        return Prefill(torch.empty(0), self["target_hidden"][0], embeds[0], 0.0, 0.0)
+        hidden = self["target_hidden"][0]
+        return Prefill(torch.empty(0), hidden, embeds[0], self.image_index, 0.0, 0.0)
 
     def begin(self, slot: int = 0) -> None:
         self.session.begin(slot, self.prompt, self.prefill, int(self["input_ids"][0, -1]))

@@ -85,6 +85,7 @@ class TableTarget:
     """A target for `vispec.decoding.loop.run`; a slot's code is the text before its root."""
 
     device = torch.device("cpu")
+    chains_only = False
 
     def __init__(self, table: Table) -> None:
         self.table = table
@@ -92,11 +93,11 @@ class TableTarget:
     def new_cache(self, slots: int, capacity: int) -> TableCache:
         return TableCache(slots)
 
-    def prefill(self, prompt: Prompt, cache: TableCache, slot: int) -> Prefill:
+    def prefill(self, prompt: Prompt, cache: TableCache, slot: int, layers: Any) -> Prefill:
         cache.code[slot] = 0
-        return Prefill(self.table.logits[:1], torch.empty(0), torch.empty(0), 0.0, 0.0)
+        return Prefill(self.table.logits[:1], *[torch.empty(0)] * 3, 0.0, 0.0)
 
-    def verify(self, tree: Tree, cache: TableCache) -> Verification:
+    def verify(self, tree: Tree, cache: TableCache, layers: Any) -> Verification:
         b = len(tree.token)
         codes = tree_codes(self.table, tree, self.table.extend(cache.code[:b], tree.token[:, 0]))
         cache.written[:b] = 0
@@ -115,6 +116,9 @@ class TableDraft:
 
     def check(self, target: Any) -> None:
         """Fits."""
+
+    def feature_layers(self, target: Any) -> tuple[int, ...]:
+        return ()
 
     def session(self, target: Any, slots: int, capacity: int) -> TableSession:
         return TableSession(self.table, slots)

@@ -322,17 +322,11 @@ def test_one_loop_serves_several_models() -> None:
 
 
 def test_an_unsupported_model_is_told_which_are_supported() -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = LlamaConfig(
-        vocab_size=20,
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-    )
+    config = GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2)
     ids = torch.tensor([[1, 2]])
     with pytest.raises(UnsupportedFamilyError, match="llava"):
-        LlamaForCausalLM(config).generate(
+        GPT2LMHeadModel(config).generate(
             ids, custom_generate=vispec.speculative(None), max_new_tokens=2
         )

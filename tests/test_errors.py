@@ -11,17 +11,21 @@ from vispec import errors
 from vispec.errors import (
     AttentionError,
     CheckpointError,
+    ConversationError,
     DraftMismatchError,
     ImageError,
     PromptTooLongError,
     SamplingError,
     UnsupportedFamilyError,
     UnsupportedLogitsProcessorError,
+    VideoError,
     VispecError,
 )
 
 EXAMPLES = [
     ImageError.unusable("cat.png", "it ends before the picture does", "copy it again"),
+    VideoError("cat.mp4", "it has no frames", "give a video with some"),
+    ConversationError("message 3 has the role 'cat'", "it must be one of user, assistant"),
     CheckpointError("runs/draft", missing=["fc.weight"], unexpected=["lm_head.weight"]),
     CheckpointError.unavailable("someone/model", ["config.json"], "offline mode is on"),
     DraftMismatchError("d", "t", ["draft expects hidden size 4096, target 't' has 5120"]),
@@ -59,6 +63,8 @@ def test_errors_are_value_errors_of_one_family_and_survive_pickling(error: Vispe
             EXAMPLES,
             [
                 ["cat.png", "ends before", "copy it again"],
+                ["cat.mp4", "no frames", "with some"],
+                ["message 3", "'cat'", "user, assistant"],
                 ["runs/draft", "missing (1)", "fc.weight", "unexpected (1)", "lm_head.weight"],
                 ["someone/model", "config.json", "offline mode is on", "path of a folder"],
                 ["'d'", "'t'", "4096", "5120", "pass the draft that belongs to this target"],

@@ -206,8 +206,8 @@ def test_a_target_given_as_a_draft_is_refused(folder: Path) -> None:
     assert str(folder) in str(error.value)
 
 
-def test_a_draft_given_as_a_target_is_told_which_families_there_are(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedFamilyError, match=r"'llama'.*supported are.*llava"):
+def test_a_draft_given_as_a_target_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"is a draft, not a target"):
         vispec.load(write_draft(tmp_path))
 
 
@@ -215,7 +215,7 @@ def test_a_draft_given_as_a_target_is_told_which_families_there_are(tmp_path: Pa
 def test_an_unknown_family_is_told_which_there_are(tmp_path: Path, model_type: str | None) -> None:
     config = {} if model_type is None else {"model_type": model_type}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UnsupportedFamilyError, match="supported are: llava") as error:
+    with pytest.raises(UnsupportedFamilyError, match=r"supported are: .*\bllava,") as error:
         vispec.load(tmp_path)
     assert str(tmp_path) in str(error.value)
 

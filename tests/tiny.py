@@ -114,6 +114,9 @@ class Oracle:
     def check(self, target: Target) -> None:
         """Fits everything."""
 
+    def feature_layers(self, target: Target) -> tuple[int, ...]:
+        return ()
+
     def session(self, target: Target, slots: int, capacity: int) -> OracleSession:
         return OracleSession(self, slots)
 
@@ -138,6 +141,9 @@ class OracleSession:
                 _, _, depth, true = nodes[parent]
                 if depth >= shape.depth:
                     parent, depth, true = 0, 0, True
+                if shape.width == 1:  # a chain
+                    parent = len(nodes) - 1
+                    _, _, depth, true = nodes[parent]
                 rest = self.rest[slot]
                 token, hit = draw.randrange(VOCAB), False
                 if true and depth < len(rest) and draw.random() < self.oracle.hit:
@@ -167,6 +173,9 @@ class OracleSession:
 
 def prompt_key(inputs: dict[str, Any]) -> str:
     """Tells prompts apart, their pictures included."""
-    pixels = inputs.get("pixel_values")
-    seen = "" if pixels is None else f"{pixels.double().sum().item():.9f}"
+    seen = [
+        f"{value.double().sum().item():.9f}"
+        for name, value in sorted(inputs.items())
+        if name.startswith("pixel") and isinstance(value, Tensor)
+    ]
     return f"{inputs['input_ids'].tolist()} {seen}"

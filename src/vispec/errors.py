@@ -44,6 +44,32 @@ class ImageError(VispecError, ValueError):
         )
 
 
+class VideoError(VispecError, ValueError):
+    """A video that cannot be used.
+
+    Attributes:
+        source: the path, or what was given in place of one.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, source: str, reason: str, fix: str) -> None:
+        self.source = source
+        self.reason = reason
+        super().__init__(f"cannot use {source} as a video: {reason}; {fix}")
+
+
+class ConversationError(VispecError, ValueError):
+    """Messages that are in no known format, or do not go with their images.
+
+    Attributes:
+        problem: what is wrong, and where.
+    """
+
+    def __init__(self, problem: str, fix: str) -> None:
+        self.problem = problem
+        super().__init__(f"{problem}; {fix}" if fix else problem)
+
+
 class CheckpointError(VispecError, ValueError):
     """A checkpoint whose files or tensors are not what its configuration promises.
 

@@ -6,16 +6,23 @@ import os
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoProcessor, PreTrainedModel
 
-from vispec.checkpoints import vispec as vispec_format
-from vispec.checkpoints.files import locate, read_config, tensor_headers
+from vispec.checkpoints.files import (
+    locate,
+    pinned,
+    read_config,
+    read_tensors,
+    tensor_headers,
+)
+from vispec.checkpoints.formats import plan, plan_of
 from vispec.decoding.engine import Engine
 from vispec.decoding.tree import SampledShape, TreeShape
 from vispec.drafts.base import Draft
-from vispec.drafts.eagle import EagleDraft
+from vispec.drafts.sequential import SequentialDraft
 from vispec.errors import AttentionError, CheckpointError
-from vispec.targets import Target, family, wrap
+from vispec.messages import Fetch
+from vispec.targets import Target, auto_class, family, wrap
 
 Name = str | os.PathLike[str]
 
@@ -31,12 +38,15 @@ def load(
     sampled: SampledShape | None = None,
     max_batch: int = 8,
     compile: bool = False,
+    fetch: Fetch | None = None,
+    allow_pickle: bool = False,
     **model_options: Any,
 ) -> Engine:
     """Load a target and its draft.
 
     Args:
-        target: `"embedded"`, a folder, a hub name, or a loaded Hugging Face model.
+        target: `"embedded"`, a folder, a hub name (`name@revision` pins one), or a loaded Hugging
+            Face model.
         draft: `"embedded"`, a folder, a hub name, a draft object, or None for plain decoding. With
             the embedded target, `"embedded"` is its draft.
         processor: of a model that is already loaded.
@@ -46,20 +56,32 @@ def load(
         sampled: shape of the trees for stochastic acceptance.
         max_batch: requests decoded at the same time.
         compile: compile with `torch.compile`: slow to start, then faster.
-        model_options: passed to the model's `from_pretrained`.
+        fetch: gets images and videos at remote addresses; by default there is none.
+        allow_pickle: read pickled weights where there are no safetensors. Opening them can run
+            code: only for checkpoints that you trust.
+        model_options: passed to the model's `from_pretrained`, `device_map` and quantisation among
+            them. Code that comes with a checkpoint is run with `trust_remote_code=True` only.
 
     Raises:
         VispecError: for a checkpoint that is missing, unreadable, of an unknown family, or a draft
             that does not fit.
     """
-    wrapped = load_target(target, processor, dtype, device, **model_options)
+    wrapped = load_target(target, processor, dtype, device, pickled=allow_pickle, **model_options)
     loaded: Draft | None
     if draft is None or not isinstance(draft, str | os.PathLike):
         loaded = draft
     else:
-        loaded, advice = load_draft(draft, wrapped)
+        loaded, advice = load_draft(draft, wrapped, pickled=allow_pickle)
         tree = tree or advice
-    return Engine(wrapped, loaded, tree=tree, sampled=sampled, max_batch=max_batch, compile=compile)
+    return Engine(
+        wrapped,
+        loaded,
+        tree=tree,
+        sampled=sampled,
+        max_batch=max_batch,
+        fetch=fetch,
+        compile=compile,
+    )
 
 
 def load_target(
@@ -67,6 +89,8 @@ def load_target(
     processor: Any = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
+    *,
+    pickled: bool = False,
     **model_options: Any,
 ) -> Target:
     """Load and wrap a target; see `load`."""
@@ -77,20 +101,34 @@ def load_target(
             processor = AutoProcessor.from_pretrained(target.name_or_path)
         return wrap(target, processor)
     name = locate(target, "target")
-    kind = family(read_config(name).get("model_type") or "", os.fspath(target))
+    model_type = read_config(name).get("model_type") or ""
+    kind = family(model_type, os.fspath(target))
     options = {"attn_implementation": "sdpa"} | model_options
     attention = options["attn_implementation"]
     if isinstance(attention, str) and attention not in ("sdpa", "eager"):
         raise AttentionError(attention)
-    for _ in tensor_headers(name):
-        pass  # a missing or damaged file is named before anything is loaded
+    # A missing or damaged file is named before anything is loaded.
+    shapes = {key: shape for key, shape, _ in tensor_headers(name, pickled=pickled)}
+    if model_type == "llama" and plan(read_config(name), shapes, name) is not None:
+        raise CheckpointError(
+            os.fspath(target), "is a draft, not a target", fix="Give it as the draft."
+        )
+    repository, revision = pinned(name)
+    source = {"revision": revision} if revision else {}
+    code = {k: options[k] for k in ("trust_remote_code",) if k in options}
     try:
         # Hugging Face fills what is missing with random numbers and carries on.
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            name, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        model, report = auto_class(model_type).from_pretrained(
+            repository,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            use_safetensors=None if pickled else True,
+            **source,
+            **options,
         )
         if processor is None:
-            processor = AutoProcessor.from_pretrained(name)
+            processor = AutoProcessor.from_pretrained(repository, **source, **code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise CheckpointError(os.fspath(target), f"could not be loaded: {error}") from error
     misshapen = [
@@ -101,36 +139,43 @@ def load_target(
         raise CheckpointError(
             os.fspath(target), missing=sorted(report["missing_keys"]), misshapen=misshapen
         )
-    return kind(model.to(device).eval(), processor, os.fspath(target))
+    placed = "device_map" in options or getattr(model, "is_quantized", False)
+    return kind((model if placed else model.to(device)).eval(), processor, os.fspath(target))
 
 
-def load_draft(draft: Name, target: Target) -> tuple[EagleDraft, TreeShape | None]:
+def load_draft(
+    draft: Name, target: Target, *, pickled: bool = False
+) -> tuple[SequentialDraft, TreeShape | None]:
     """Load a draft for a target, and the tree its checkpoint recommends.
 
+    Args:
+        pickled: read pickled weights where there are no others; they can run code when opened.
+
     Raises:
-        CheckpointError: if the folder holds no draft of a known format.
+        CheckpointError: if the folder holds no draft of a known format, or one that vispec can read
+            but not draft with.
         DraftMismatchError: if it was trained for another target.
     """
     name = locate(draft, "draft")
-    config = read_config(name)
-    shapes = {key: shape for key, shape, _ in tensor_headers(name)}
-    if vispec_format.recognise(config, shapes) is None:
+    found = plan_of(name, os.fspath(draft), pickled=pickled)
+    # Geometry first: a draft for another model should be told so, not that tensors differ.
+    found.network.check(target)  # type: ignore[operator]
+    if not isinstance(found.network, SequentialDraft):
         raise CheckpointError(
             os.fspath(draft),
-            "is not a draft of a known format",
-            fix="Known are the published ViSpec and EAGLE formats; EAGLE-3 is not one of them.",
+            f"is a block draft ({found.form}), which this version can read but not draft with",
+            fix="Pass a ViSpec, EAGLE or EAGLE-3 draft, or draft=None for plain decoding.",
         )
-    # Geometry first: a draft for another model should be told so, not that tensors differ.
-    vispec_format.read_structure(name).check(target)
-    loaded = vispec_format.read(name, label=os.fspath(draft))
+    loaded = found.load(os.fspath(draft), read_tensors(name, pickled=pickled))
+    assert isinstance(loaded, SequentialDraft)
     share_embedding(loaded, target)
-    advice = config.get("tree")
+    advice = found.facts.get("tree")
     return loaded.to(device=target.device, dtype=target.dtype), (
         TreeShape(**advice) if advice else None
     )
 
 
-def share_embedding(draft: EagleDraft, target: Target) -> None:
+def share_embedding(draft: SequentialDraft, target: Target) -> None:
     """Drop the draft's token embedding where it is only a copy of the target's."""
     own = draft.embed_tokens
     if own is None:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from recordings import FIXTURES, cases
 from vispec.adapters import QueryAdapter
-from vispec.checkpoints import vispec
+from vispec.checkpoints import formats, vispec
+from vispec.checkpoints.files import tensor_headers
 from vispec.drafts import EagleConfig, EagleDraft
 from vispec.errors import CheckpointError
 
@@ -27,6 +28,10 @@ def recorded(case: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, {
         k.removeprefix("weight."): v for k, v in tensors.items() if k.startswith("weight.")
     }
+
+
+def shapes_in(folder: str) -> dict[str, tuple[int, ...]]:
+    return {key: shape for key, shape, _ in tensor_headers(folder)}
 
 
 def random_draft(**options: Any) -> EagleDraft:
@@ -56,14 +61,14 @@ def test_a_published_draft_read_and_written_is_the_same_bits_under_the_same_name
     case: str, tmp_path: Path
 ) -> None:
     config, tensors = recorded(case)
-    draft = vispec.read(folder_of(tmp_path, tensors, config))
+    draft = formats.read(folder_of(tmp_path, tensors, config))
     vispec.write(draft, tmp_path / "again")
     again = load_file(tmp_path / "again" / "model.safetensors")
     assert set(again) == set(tensors)
     for name, tensor in tensors.items():
         assert again[name].dtype == tensor.dtype
         assert torch.equal(again[name], tensor), name
-    assert vispec.read(str(tmp_path / "again")).config == draft.config
+    assert formats.read(str(tmp_path / "again")).config == draft.config
     written = json.loads((tmp_path / "again" / "config.json").read_text())
     shared = {"hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"}
     assert {key: written[key] for key in shared} == {key: config[key] for key in shared}
@@ -88,7 +93,7 @@ def test_every_kind_of_draft_survives_writing_and_reading(
 ) -> None:
     draft = random_draft(**options).to(dtype)
     vispec.write(draft, tmp_path)
-    again = vispec.read(str(tmp_path), label="mine")
+    again = formats.read(str(tmp_path), label="mine")
     assert again.config == draft.config
     assert again.dtype == dtype
     assert again.name == "mine"
@@ -126,7 +131,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_all_listed_in_one_error(
     tensors["lm_head.weight"] = torch.zeros(20, 16)
     tensors["layers.1.mlp.up_proj.weight"] = torch.zeros(24, 16)
     folder = folder_of(tmp_path, tensors)
-    for error in (_raised(folder), vispec.shape_problems(folder)):
+    for error in (_raised(folder), formats.plan_of(folder).problems(folder, shapes_in(folder))):
         assert error is not None
         assert set(error.missing) == {"layers.0.mlp.up_proj.weight", "imadpt.o_proj.weight"}
         assert set(error.unexpected) == {"lm_head.weight", "layers.1.mlp.up_proj.weight"}
@@ -140,13 +145,13 @@ def test_missing_unexpected_and_misshapen_tensors_are_all_listed_in_one_error(
 
 def _raised(folder: str) -> CheckpointError:
     with pytest.raises(CheckpointError) as error:
-        vispec.read(folder)
+        formats.read(folder)
     return error.value
 
 
 def test_a_whole_draft_has_no_problems(tmp_path: Path) -> None:
     vispec.write(random_draft(), tmp_path)
-    assert vispec.shape_problems(str(tmp_path)) is None
+    assert formats.plan_of(tmp_path).problems("mine", shapes_in(str(tmp_path))) is None
 
 
 @pytest.mark.parametrize(
@@ -158,14 +163,14 @@ def test_a_configuration_without_its_geometry_names_the_key(key: str, tmp_path: 
     del config[key]
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="configuration without") as error:
-        vispec.read(str(tmp_path))
+        formats.read(str(tmp_path))
     assert error.value.missing == (key,)
 
 
 def test_another_activation_is_refused_by_name(tmp_path: Path) -> None:
     vispec.write(random_draft(), tmp_path, hidden_act="gelu")
     with pytest.raises(CheckpointError, match="hidden_act 'gelu'"):
-        vispec.read(str(tmp_path))
+        formats.read(str(tmp_path))
 
 
 def test_geometry_has_the_defaults_of_a_llama_configuration() -> None:
@@ -188,7 +193,9 @@ def test_recorded_drafts_are_recognised(case: str) -> None:
     config, tensors = recorded(case)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     expected = "vispec" if any(name.startswith("imadpt.") for name in shapes) else "eagle"
-    assert vispec.recognise(config, shapes) == expected
+    plan = vispec.plan(config, shapes, "recorded")
+    assert plan is not None
+    assert plan.form == expected
 
 
 @pytest.mark.parametrize(
@@ -206,13 +213,13 @@ def test_recorded_drafts_are_recognised(case: str) -> None:
     ],
 )
 def test_other_checkpoints_are_not_taken_for_drafts(shapes: dict[str, tuple[int, ...]]) -> None:
-    assert vispec.recognise({}, shapes) is None
+    assert vispec.plan({}, shapes, "other") is None
 
 
 def test_a_structure_has_every_shape_and_no_weights(tmp_path: Path) -> None:
     draft = random_draft(queries=4)
     vispec.write(draft, tmp_path)
-    structure = vispec.read_structure(str(tmp_path))
+    structure = formats.plan_of(tmp_path).network
     assert all(parameter.is_meta for parameter in structure.parameters())
     ours, theirs = draft.state_dict(), structure.state_dict()
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}

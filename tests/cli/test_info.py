@@ -98,8 +98,14 @@ def test_of_a_hub_repository_only_headers_are_fetched(monkeypatch: pytest.Monkey
     repository = SafetensorsRepoMetadata(
         metadata=None, sharded=False, weight_map={}, files_metadata={"model.safetensors": file}
     )
-    monkeypatch.setattr("huggingface_hub.get_safetensors_metadata", lambda name: repository)
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.get_safetensors_metadata",
+        lambda name, revision: [repository, asked.append((name, revision))][0],
+    )
     assert summary.read_headers("someone/model") == {"fc.weight": ((4, 8), "BF16")}
+    summary.read_headers("someone/model@v2")
+    assert asked == [("someone/model", None), ("someone/model", "v2")]
 
 
 def test_sizes_are_written_for_people() -> None:

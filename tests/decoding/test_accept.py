@@ -109,7 +109,7 @@ def sequences(accept_rule: str, count: int, slots: int) -> Tensor:
 
     def job(seed: int) -> Job:
         chooser = Chooser(LogitsProcessorList(), sample=True, seed=seed)
-        return Job(Prompt([0], {}, torch.tensor([-1])), chooser, 3, lambda *_: False)
+        return Job(Prompt([0], {}), chooser, 3, lambda *_: False)
 
     jobs = [job(seed) for seed in range(count)]
     shape: Any = SampledShape((2, 1)) if accept_rule == "stochastic" else TreeShape(6, 2, 2)

@@ -17,10 +17,8 @@ LAYERS, HEADS, HEAD_DIM = 2, 3, 4
 
 def empty(slots: int, capacity: int = 150) -> SlotCache:
     return SlotCache(
-        layers=LAYERS,
+        shapes=[(HEADS, HEAD_DIM)] * LAYERS,
         slots=slots,
-        kv_heads=HEADS,
-        head_dim=HEAD_DIM,
         capacity=capacity,
         dtype=torch.float64,
         device=torch.device("cpu"),
@@ -70,7 +68,7 @@ def test_random_sequences_of_passes_leave_what_lists_of_tensors_hold() -> None:
                 naive.kept[first + row] = torch.cat([naive.kept[first + row], kept], -2)
             for slot in range(slots):
                 t = cache.length[slot]
-                assert torch.equal(cache.store[:, :, slot, :, :t], naive.kept[slot])
+                assert torch.equal(cache.stores[0][:, :, slot, :, :t], naive.kept[slot])
 
 
 def test_passes_behind_unkept_tokens_leave_those_alone() -> None:
@@ -90,7 +88,7 @@ def test_passes_behind_unkept_tokens_leave_those_alone() -> None:
         whole = torch.cat(passes, -2)
         for slot in range(b):
             start = cache.length[slot]
-            found = cache.store[:, :, slot, :, start : start + sum(widths)]
+            found = cache.stores[0][:, :, slot, :, start : start + sum(widths)]
             assert torch.equal(found, whole[:, :, slot])
 
 
@@ -173,10 +171,8 @@ def llama(attention: str) -> LlamaModel:
 
 def for_model(model: LlamaModel, slots: int) -> SlotCache:
     return SlotCache(
-        layers=LAYERS,
+        shapes=[(2, HEAD_DIM)] * LAYERS,
         slots=slots,
-        kv_heads=2,
-        head_dim=HEAD_DIM,
         capacity=200,
         dtype=torch.float64,
         device=model.device,

@@ -16,7 +16,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 import talking
 import tiny
 from vispec import Engine, Request, SampledShape, Sampling, TreeShape
-from vispec.errors import ImageError, PromptTooLongError, SamplingError
+from vispec.errors import ConversationError, ImageError, PromptTooLongError, SamplingError
 from vispec.targets import Target
 
 TREE = TreeShape(12, 5, 4)
@@ -103,7 +103,7 @@ def test_one_picture_needs_no_list(engine: Engine, tmp_path: Path) -> None:
 def test_pictures_that_do_not_match_the_conversation_are_counted(
     engine: Engine, places: int, given: int
 ) -> None:
-    with pytest.raises(ImageError, match=f"{places} image places, but {given} images"):
+    with pytest.raises(ConversationError, match=f"{places} image places, but {given} images"):
         engine.generate(TURNS, [talking.picture(i) for i in range(given)])
 
 
@@ -130,9 +130,9 @@ def test_a_bad_request_is_refused_before_any_other_is_started(
         Request(TURNS, [talking.picture(0)]),
     ]
     for request in bad:
-        with pytest.raises((ImageError, PromptTooLongError)):
+        with pytest.raises((ConversationError, ImageError, PromptTooLongError)):
             engine.generate([Request("fine"), request])
-        with pytest.raises((ImageError, PromptTooLongError)):
+        with pytest.raises((ConversationError, ImageError, PromptTooLongError)):
             engine.stream([Request("fine"), request])
 
 

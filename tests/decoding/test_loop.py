@@ -38,7 +38,7 @@ def make(
     processors: LogitsProcessorList | None = None,
 ) -> Job:
     chooser = Chooser(processors or LogitsProcessorList(), sample=True, seed=seed)
-    return Job(Prompt([0], {}, torch.tensor([-1])), chooser, limit, finished)
+    return Job(Prompt([0], {}), chooser, limit, finished)
 
 
 def moves(jobs: list[Job], shape: Any = CHAIN, slots: int = 3, draft: Any = DRAFT) -> list[Any]:

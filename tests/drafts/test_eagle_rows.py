@@ -154,8 +154,8 @@ def test_taking_in_accepted_tokens_is_reading_the_longer_text(queries: int | Non
         said = [[draw.randrange(tiny.VOCAB)] for _ in range(b)]
         seen = [features for _ in range(b)]
         for slot in range(b):
-            prompt = Prompt([0] * len(index), {}, torch.tensor(index))
-            prefill = Prefill(torch.empty(0), features, embeddings, 0.0, 0.0)
+            prompt = Prompt([0] * len(index), {})
+            prefill = Prefill(torch.empty(0), features, embeddings, torch.tensor(index), 0, 0)
             session.begin(slot, prompt, prefill, said[slot][0])
         for step in range(3):
             n = 6
@@ -189,10 +189,11 @@ def test_every_nodes_probability_is_that_of_its_path_drafted_alone(queries: int 
         first = seed % tiny.VOCAB
         session = draft.session(target, 2, 200)
         # Another request in the batch, which must make no difference.
-        prompt = Prompt([0] * len(index), {}, torch.tensor(index))
-        prefill = Prefill(torch.empty(0), features, embeddings, 0.0, 0.0)
-        other = Prompt([0] * 5, {}, torch.full((5,), -1))
-        session.begin(0, other, Prefill(torch.empty(0), features[:5], embeddings[:5], 0, 0), 9)
+        prompt = Prompt([0] * len(index), {})
+        prefill = Prefill(torch.empty(0), features, embeddings, torch.tensor(index), 0, 0)
+        other, text = Prompt([0] * 5, {}), torch.full((5,), -1)
+        opening = Prefill(torch.empty(0), features[:5], embeddings[:5], text, 0, 0)
+        session.begin(0, other, opening, 9)
         session.begin(1, prompt, prefill, first)
         tree = session.propose(torch.tensor([9, first]), shape, None)
 
@@ -219,8 +220,8 @@ def test_a_moved_request_drafts_as_it_did_before() -> None:
     sessions = [random_draft(3).session(target, 3, 100) for _ in range(2)]
     for slot in range(3):
         _, index, embeddings, features = situation(slot, 3)
-        prompt = Prompt([0] * len(index), {}, torch.tensor(index))
-        prefill = Prefill(torch.empty(0), features, embeddings, 0.0, 0.0)
+        prompt = Prompt([0] * len(index), {})
+        prefill = Prefill(torch.empty(0), features, embeddings, torch.tensor(index), 0, 0)
         for session in sessions:
             session.begin(slot, prompt, prefill, slot)
     before = sessions[0].propose(torch.arange(3), shape, None)

@@ -31,7 +31,9 @@ def test_a_draft_accepts_the_tokens_that_the_target_was_not_run_for(
     said = [engine.generate(i.question, [i.image], max_new_tokens=12).token_ids for i in HERE]
     monkeypatch.setattr(embedded, "answers", lambda *_, **__: said)
     passes, verify = [], engine.target.verify
-    monkeypatch.setattr(engine.target, "verify", lambda *a: [passes.append(a), verify(*a)][1])
+    monkeypatch.setattr(
+        engine.target, "verify", lambda *a, **k: [passes.append(a), verify(*a, **k)][1]
+    )
     monkeypatch.setattr(baselines, "bits_per_token", lambda *_: 0.5)
     (row,) = embedded.acceptance(engine, HERE, said, [], [])
     assert row["tokens"] == sum(map(len, said))

@@ -15,7 +15,7 @@ import tiny
 from trees import depths, path, random_parents
 from vispec.decoding.tree import Tree
 from vispec.errors import AttentionError, PromptTooLongError, UnsupportedFamilyError
-from vispec.targets import FAMILIES, Target, family, wrap
+from vispec.targets import FAMILIES, family, wrap
 
 
 def test_an_unknown_family_is_told_the_supported_ones() -> None:
@@ -27,7 +27,7 @@ def test_an_unknown_family_is_told_the_supported_ones() -> None:
     assert all(name in message for name in FAMILIES)
 
 
-def test_a_text_model_is_wrapped_by_no_family_but_by_the_base() -> None:
+def test_a_text_model_shows_nothing() -> None:
     config = LlamaConfig(
         vocab_size=20,
         hidden_size=8,
@@ -35,12 +35,8 @@ def test_a_text_model_is_wrapped_by_no_family_but_by_the_base() -> None:
         num_hidden_layers=1,
         num_attention_heads=2,
     )
-    model = LlamaForCausalLM(config)
-    with pytest.raises(UnsupportedFamilyError, match="'llama'"):
-        wrap(model, None)
-    target = Target(model, None)
-    assert target.image_token_id is None
-    assert (target.image_index({"input_ids": torch.tensor([[1, 2, 3]])}) == -1).all()
+    target = wrap(LlamaForCausalLM(config), None)
+    assert (target.image_index({"input_ids": torch.tensor([[1, 2, 3]])}, {}) == -1).all()
 
 
 @pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3", "flex_attention"])
@@ -71,7 +67,6 @@ def test_facts_are_the_models_own() -> None:
     assert target.tokenizer is talking.processor().tokenizer
     assert (target.hidden_size, target.vocab_size) == (tiny.HIDDEN, tiny.VOCAB)
     assert target.context_length == 256
-    assert target.image_token_id == tiny.IMAGE_TOKEN
     assert target.dtype == torch.float64
     assert target.model_type == "llava"
 
@@ -129,7 +124,6 @@ def test_inputs_take_the_models_type_but_tokens_stay_whole_numbers() -> None:
     assert prompt.inputs["pixel_values"].dtype == torch.float64
     assert prompt.inputs["input_ids"].dtype == torch.long
     assert len(prompt) == len(prompt.ids) == prompt.inputs["input_ids"].shape[1]
-    assert len(prompt.image_index) == len(prompt)
 
 
 def test_a_prompt_must_leave_room_for_a_token() -> None:

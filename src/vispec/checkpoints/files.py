@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,6 +17,16 @@ from transformers.utils.hub import cached_file, is_offline_mode
 
 from vispec.errors import CheckpointError
 
+TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.bool: "BOOL",
+}
+"""Names of number formats in safetensors files."""
 EMBEDDED = Path(__file__).parent.parent / "models"
 """Where the embedded pair lies: the folders `target` and `draft`."""
 
@@ -47,6 +58,14 @@ def locate(name: str | os.PathLike[str], role: str = "target") -> str:
     return str(folder)
 
 
+def pinned(name: str) -> tuple[str, str | None]:
+    """A folder, or a hub repository and its revision where `name` is `repository@revision`."""
+    if Path(name).exists() or "@" not in name:
+        return name, None
+    repository, _, revision = name.rpartition("@")
+    return repository, revision
+
+
 def fetch(name: str, file: str) -> Path | None:
     """The path of one file of a folder or hub repository, None where it has no such file.
 
@@ -56,8 +75,11 @@ def fetch(name: str, file: str) -> Path | None:
     folder = Path(name)
     if folder.is_dir():
         return folder / file if (folder / file).is_file() else None
+    repository, revision = pinned(name)
     try:
-        found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+        found = cached_file(
+            repository, file, revision=revision, _raise_exceptions_for_missing_entries=False
+        )
     except (OSError, ValueError) as error:
         reason = str(error).split("\n", 1)[0]
         raise CheckpointError.unavailable(name, [file], reason) from error
@@ -88,27 +110,40 @@ def _read_object(name: str, path: Path) -> dict[str, Any]:
     return found
 
 
-def weight_files(name: str) -> list[Path]:
+def weight_files(name: str, *, pickled: bool = False) -> list[Path]:
     """The checkpoint's safetensors files, shards in order.
 
+    Args:
+        pickled: where there are none, take pickled weights, which can run code when opened.
+
     Raises:
-        CheckpointError: if there are none; pickled weights are not read.
+        CheckpointError: if there are none, or none but pickled ones.
     """
-    single = fetch(name, "model.safetensors")
+    files = _sharded(name, "model.safetensors")
+    if files is not None:
+        return files
+    if not Path(name).is_dir() and is_offline_mode():
+        raise CheckpointError.unavailable(name, ["model.safetensors"], "offline mode is on")
+    old = _sharded(name, "pytorch_model.bin")
+    if old is not None and pickled:
+        return old
+    fix = (
+        "It has pickled weights (pytorch_model.bin), which can run code when opened; convert them"
+        " to safetensors first, or insist with allow_pickle=True (--allow-pickle)."
+        if old
+        else ""
+    )
+    raise CheckpointError(name, "has no weights", missing=["model.safetensors"], fix=fix)
+
+
+def _sharded(name: str, file: str) -> list[Path] | None:
+    """One file, or the shards that its index lists; None where there is neither."""
+    single = fetch(name, file)
     if single is not None:
         return [single]
-    index = fetch(name, "model.safetensors.index.json")
+    index = fetch(name, f"{file}.index.json")
     if index is None:
-        if not Path(name).is_dir() and is_offline_mode():
-            raise CheckpointError.unavailable(name, ["model.safetensors"], "offline mode is on")
-        pickled = fetch(name, "pytorch_model.bin")
-        fix = (
-            "It has pickled weights (pytorch_model.bin), which can run code when opened; convert"
-            " them to safetensors first."
-            if pickled
-            else ""
-        )
-        raise CheckpointError(name, "has no weights", missing=["model.safetensors"], fix=fix)
+        return None
     weight_map = _read_object(name, index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(name, f"has a {index.name} without a weight_map")
@@ -120,10 +155,16 @@ def weight_files(name: str) -> list[Path]:
     return [path for _, path in files if path is not None]
 
 
-def tensor_headers(name: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
+def tensor_headers(
+    name: str, *, pickled: bool = False
+) -> Iterator[tuple[str, tuple[int, ...], str]]:
     """`(name, shape, dtype)` of every tensor, without reading the weights."""
-    for path in weight_files(name):
+    for path in weight_files(name, pickled=pickled):
         try:
+            if path.suffix == ".bin":
+                for key, tensor in _unpickled(path, "meta").items():
+                    yield key, tuple(tensor.shape), TYPES.get(tensor.dtype, str(tensor.dtype))
+                continue
             with safe_open(path, framework="pt") as file:
                 for key in file.keys():  # noqa: SIM118 - not a mapping
                     view = file.get_slice(key)
@@ -132,12 +173,18 @@ def tensor_headers(name: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
             raise CheckpointError(name, f"has an unreadable {path.name}: {error}") from error
 
 
-def read_tensors(name: str) -> dict[str, Tensor]:
+def read_tensors(name: str, *, pickled: bool = False) -> dict[str, Tensor]:
     """Every tensor of the checkpoint."""
     tensors: dict[str, Tensor] = {}
-    for path in weight_files(name):
+    for path in weight_files(name, pickled=pickled):
         try:
-            tensors |= load_file(path)
+            tensors |= _unpickled(path, "cpu") if path.suffix == ".bin" else load_file(path)
         except Exception as error:
             raise CheckpointError(name, f"has an unreadable {path.name}: {error}") from error
     return tensors
+
+
+def _unpickled(path: Path, device: str) -> dict[str, Tensor]:
+    """A pickled state dictionary, tensors alone."""
+    found = torch.load(path, map_location=device, weights_only=True)
+    return {key: value for key, value in found.items() if isinstance(value, Tensor)}

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig
 
-from vispec.checkpoints import vispec as vispec_format
-from vispec.checkpoints.files import fetch, locate, read_config, tensor_headers
+from vispec.checkpoints.files import fetch, locate, pinned, read_config, tensor_headers
+from vispec.checkpoints.formats import plan
 from vispec.errors import CheckpointError, DraftMismatchError
-from vispec.targets import FAMILIES, Target, family
+from vispec.targets import FAMILIES, Target, auto_class, family
 
 BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -38,6 +38,7 @@ class Summary:
         name: as it was asked for.
         kind: `"target"`, `"draft"`, or `"unknown"`.
         form: a target's `model_type`, a draft's format.
+        trained_for: the target that a draft's configuration names.
         supported: whether vispec can load it.
         parameters: elements of all its tensors.
         parts: parameters of each of its modules.
@@ -54,6 +55,7 @@ class Summary:
     name: str
     kind: str
     form: str
+    trained_for: str | None
     supported: bool
     parameters: int
     parts: dict[str, int]
@@ -85,11 +87,11 @@ def summarise(name: str | os.PathLike[str], role: str = "target") -> Summary:
     config = read_config(place)
     headers = read_headers(place)
     shapes = {key: shape for key, (shape, _) in headers.items()}
-    form = vispec_format.recognise(config, shapes)
-    text = config.get("text_config") or config
-    if form is not None:
-        kind, supported = "draft", True
-        error = vispec_format.shape_problems(place)
+    found = plan(config, shapes, os.fspath(name))
+    text = config.get("transformer_layer_config") or config.get("text_config") or config
+    if found is not None:
+        form, kind, supported = found.form, "draft", True
+        error = found.problems(os.fspath(name), shapes)
         problems = str(error).splitlines() if error else []
         cache, context = 0, 0
     else:
@@ -107,6 +109,7 @@ def summarise(name: str | os.PathLike[str], role: str = "target") -> Summary:
         name=os.fspath(name),
         kind=kind,
         form=form,
+        trained_for=found.facts.get("target") if found is not None else None,
         supported=supported,
         parameters=total,
         parts=_parts(sizes),
@@ -140,11 +143,11 @@ def mismatches(draft: str | os.PathLike[str], target: str | os.PathLike[str]) ->
     """
     place = locate(draft, "draft")
     shapes = {key: shape for key, (shape, _) in read_headers(place).items()}
-    if vispec_format.recognise(read_config(place), shapes) is None:
+    found = plan(read_config(place), shapes, os.fspath(draft))
+    if found is None:
         raise CheckpointError(draft, "is not a draft of a known format")
-    structure = vispec_format.read_structure(place)
     try:
-        structure.check(target_structure(target))
+        found.network.check(target_structure(target))  # type: ignore[operator]
     except DraftMismatchError as error:
         return list(error.mismatches)
     return []
@@ -158,9 +161,10 @@ def target_structure(name: str | os.PathLike[str]) -> Target:
         UnsupportedFamilyError: if vispec has no file for its family.
     """
     place = locate(name, "target")
-    kind = family(read_config(place).get("model_type") or "", os.fspath(name))
+    model_type = read_config(place).get("model_type") or ""
+    kind = family(model_type, os.fspath(name))
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(place))
+        model = auto_class(model_type).from_config(_config(place))
     return kind(model, None, os.fspath(name))
 
 
@@ -175,7 +179,9 @@ def read_headers(place: str) -> dict[str, tuple[tuple[int, ...], str]]:
     import huggingface_hub as hub
 
     try:
-        files = hub.get_safetensors_metadata(place).files_metadata.values()
+        repository, revision = pinned(place)
+        found = hub.get_safetensors_metadata(repository, revision=revision)
+        files = found.files_metadata.values()
     except Exception as error:  # the hub's own errors, and those of whichever client it uses
         reason = str(error).split("\n", 1)[0]
         raise CheckpointError.unavailable(place, ["model.safetensors"], reason) from error
@@ -204,10 +210,15 @@ def licence(place: str) -> str | None:
     return None
 
 
+def _config(place: str) -> Any:
+    repository, revision = pinned(place)
+    return AutoConfig.from_pretrained(repository, **({"revision": revision} if revision else {}))
+
+
 def _text_config(place: str, text: dict[str, Any]) -> dict[str, Any]:
     """The language model's configuration with the family's defaults filled in, where known."""
     try:
-        filled: dict[str, Any] = AutoConfig.from_pretrained(place).get_text_config().to_dict()
+        filled: dict[str, Any] = _config(place).get_text_config().to_dict()
     except (OSError, ValueError, KeyError):
         return text
     return filled

@@ -16,65 +16,30 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from vispec.adapters.query import QueryAdapter
-from vispec.checkpoints.files import read_config, read_tensors, tensor_headers
+from vispec.checkpoints.formats import Plan, Shapes, required, rope
 from vispec.drafts.eagle import EagleConfig, EagleDraft
-from vispec.errors import CheckpointError
 
 _ADAPTER = ("adapter.", "imadpt.")
 """Our module's prefix, and the published one."""
 
 
-def recognise(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """`"vispec"` or `"eagle"` where the tensors are such a draft's, else None."""
+def plan(config: Mapping[str, Any], shapes: Shapes, name: str) -> Plan | None:
+    """How to load a ViSpec or EAGLE draft; None for other checkpoints."""
     if "fc.weight" not in shapes or "layers.0.self_attn.q_proj.weight" not in shapes:
         return None
     out, width = shapes["fc.weight"]
-    if width != 2 * out or "layers.0.hidden_norm.weight" in shapes:
+    if width >= 3 * out or "layers.0.hidden_norm.weight" in shapes:
         return None  # EAGLE-3 fuses three features
-    return "vispec" if any(name.startswith("imadpt.") for name in shapes) else "eagle"
-
-
-def read(name: str, *, label: str | None = None) -> EagleDraft:
-    """Load a published draft.
-
-    Args:
-        name: folder or hub repository.
-        label: what messages call it; `name` by default.
-
-    Raises:
-        CheckpointError: listing missing, unexpected and misshapen tensors.
-    """
-    config = read_config(name)
-    tensors = read_tensors(name)
-    return from_tensors(config, tensors, label or name)
-
-
-def shape_problems(name: str) -> CheckpointError | None:
-    """What `read` would complain about, from the files' headers alone."""
-    found = {key: shape for key, shape, _ in tensor_headers(name)}
-    draft = _empty(read_config(name), found, name)
-    return CheckpointError.tensors(name, found=found, expected=_expected(draft))
-
-
-def read_structure(name: str) -> EagleDraft:
-    """The draft on the meta device: its geometry and parameters, without its weights."""
-    found = {key: shape for key, shape, _ in tensor_headers(name)}
-    return _empty(read_config(name), found, name)
-
-
-def from_tensors(config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> EagleDraft:
-    """Build a draft from a configuration and tensors under their published names."""
-    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    draft = _empty(config, found, name)
-    error = CheckpointError.tensors(name, found=found, expected=_expected(draft))
-    if error is not None:
-        raise error
-    ours = {_rename(key, *reversed(_ADAPTER)): tensor for key, tensor in tensors.items()}
-    draft.load_state_dict(ours, strict=True, assign=True)
-    return draft.eval().requires_grad_(False)
+    draft = _empty(config, shapes, name)
+    return Plan(
+        form="vispec" if draft.adapter is not None else "eagle",
+        network=draft,
+        published={key: _rename(key, *_ADAPTER) for key in draft.state_dict()},
+        facts={key: config[key] for key in ("target", "tree") if key in config},
+    )
 
 
 def write(draft: EagleDraft, folder: str | os.PathLike[str], **extra: Any) -> None:
@@ -120,16 +85,8 @@ def geometry(config: Mapping[str, Any], name: str = "draft") -> EagleConfig:
     Raises:
         CheckpointError: naming the keys that are missing.
     """
-    required = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-    missing = [key for key in required if key not in config]
-    if missing:
-        raise CheckpointError(name, "has a configuration without", missing=missing)
-    activation = config.get("hidden_act", "silu")
-    if activation != "silu":
-        raise CheckpointError(
-            name, f"has hidden_act '{activation}'; drafts of this format use silu"
-        )
-    rope = config.get("rope_parameters") or {}
+    keys = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+    required(config, keys, name)
     return EagleConfig(
         hidden_size=config["hidden_size"],
         intermediate_size=config["intermediate_size"],
@@ -138,34 +95,26 @@ def geometry(config: Mapping[str, Any], name: str = "draft") -> EagleConfig:
         vocab_size=config["vocab_size"],
         num_hidden_layers=config.get("num_hidden_layers", 1),
         rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-        rope_theta=config.get("rope_theta", rope.get("rope_theta", 10000.0)),
+        rope_theta=rope(config)[0],
     )
 
 
-def _empty(
-    config: Mapping[str, Any], found: Mapping[str, tuple[int, ...]], name: str
-) -> EagleDraft:
+def _empty(config: Mapping[str, Any], shapes: Shapes, name: str) -> EagleDraft:
     c = replace(
         geometry(config, name),
-        qkv_bias="layers.0.self_attn.q_proj.bias" in found,
-        fc_bias="fc.bias" in found,
+        qkv_bias="layers.0.self_attn.q_proj.bias" in shapes,
+        fc_bias="fc.bias" in shapes,
     )
     with torch.device("meta"):
         adapter = None
-        if any(key.startswith("imadpt.") for key in found):
-            queries = found.get("imadpt.q", (2,))[0]
-            bias = "imadpt.k_proj.bias" in found
+        if any(key.startswith("imadpt.") for key in shapes):
+            queries = shapes.get("imadpt.q", (2,))[0]
+            bias = "imadpt.k_proj.bias" in shapes
             adapter = QueryAdapter(c.hidden_size, c.num_attention_heads, queries, bias)
         embedding = None
-        if "embed_tokens.weight" in found:
+        if "embed_tokens.weight" in shapes:
             embedding = nn.Embedding(c.vocab_size, c.hidden_size)
         return EagleDraft(c, adapter, embedding, name)
-
-
-def _expected(draft: EagleDraft) -> dict[str, tuple[int, ...]]:
-    return {
-        _rename(key, *_ADAPTER): tuple(tensor.shape) for key, tensor in draft.state_dict().items()
-    }
 
 
 def _rename(key: str, old: str, new: str) -> str:

@@ -96,6 +96,7 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
     found = [
         ("checkpoint", summary.name),
         ("kind", f"{summary.kind}, {summary.form}{known}"),
+        *([("trained for", summary.trained_for)] if summary.trained_for else []),
         ("geometry", geometry(summary)),
         (
             "parameters",

@@ -18,12 +18,12 @@ from vispec.decoding.text import Piece, TextStream
 from vispec.decoding.tree import SampledShape, TreeShape
 from vispec.drafts.base import Draft
 from vispec.errors import SamplingError
-from vispec.images import load_image
+from vispec.images import ImageSource
+from vispec.messages import Fetch
 from vispec.targets.base import Message, Prompt, Target
+from vispec.videos import VideoSource
 
 Accept = Literal["keyed", "stochastic"]
-ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
-
 DEFAULT_MAX_NEW_TOKENS = 256
 
 
@@ -32,16 +32,19 @@ class Request:
     """One question.
 
     Args:
-        prompt: the question, or a conversation whose images appear in order in `images`.
+        prompt: the question, or a conversation in OpenAI's or Hugging Face's format, whose parts
+            bring their images and videos or take the next of these.
         images: paths, bytes, arrays or pictures.
         sampling: how tokens are chosen.
         logits_processor: further Hugging Face logits processors, after the checkpoint's own.
+        videos: paths, bytes, or arrays of frames.
     """
 
     prompt: str | Sequence[Message]
     images: Sequence[ImageSource] = ()
     sampling: Sampling = field(default_factory=Sampling)
     logits_processor: LogitsProcessorList | None = None
+    videos: Sequence[VideoSource] = ()
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,8 @@ class Engine:
         tree: budget of the dynamic trees for keyed acceptance.
         sampled: shape of the sampled trees for stochastic acceptance.
         max_batch: requests decoded at the same time; further ones wait for a free slot.
+        fetch: gets images and videos at remote addresses, such as a `messages.Fetcher`; by default
+            there is none, and such addresses are refused.
         compile: compile target and draft with `torch.compile`. The first passes then take tens of
             seconds, later ones about half the time. Needs a C++ compiler, and a model that is
             changed no more.
@@ -139,6 +144,7 @@ class Engine:
         tree: TreeShape | None = None,
         sampled: SampledShape | None = None,
         max_batch: int = 8,
+        fetch: Fetch | None = None,
         compile: bool = False,
     ) -> None:
         if draft is not None:
@@ -149,7 +155,7 @@ class Engine:
                 draft.compile_passes()
         self.target, self.draft = target, draft
         self.tree, self.sampled = tree or TreeShape(), sampled or SampledShape()
-        self.max_batch = max_batch
+        self.max_batch, self.fetch = max_batch, fetch
 
     @overload
     def generate(
@@ -157,6 +163,7 @@ class Engine:
         prompt: str | Sequence[Message],
         images: Sequence[ImageSource] = (),
         *,
+        videos: Sequence[VideoSource] = (),
         speculate: bool = True,
         accept: Accept = "keyed",
         logits_processor: LogitsProcessorList | None = None,
@@ -178,6 +185,7 @@ class Engine:
         Args:
             prompt: a question, a conversation, or a list of `Request`.
             images: the pictures of a single question.
+            videos: its videos.
             speculate: False decodes plainly.
             accept: `"keyed"` gives the plain loop's own text for a seed; `"stochastic"` is the
                 papers' rule, whose text only has the same distribution.
@@ -198,6 +206,7 @@ class Engine:
         prompt: str | Sequence[Message] | Sequence[Request],
         images: Sequence[ImageSource] = (),
         *,
+        videos: Sequence[VideoSource] = (),
         speculate: bool = True,
         accept: Accept = "keyed",
         logits_processor: LogitsProcessorList | None = None,
@@ -207,7 +216,7 @@ class Engine:
         if accept not in ("keyed", "stochastic"):
             raise SamplingError("accept", accept, "'keyed' or 'stochastic'")
         if _is_batch(prompt):
-            if images or sampling or logits_processor is not None:
+            if images or videos or sampling or logits_processor is not None:
                 raise TypeError("images and sampling of a list of requests belong in the requests")
             requests: list[Request] = list(prompt)  # type: ignore[arg-type]
         else:
@@ -219,14 +228,18 @@ class Engine:
                 images = [images]
             if not isinstance(prompt, str) and not all(isinstance(p, Mapping) for p in prompt):
                 raise TypeError("prompt must be a text, a list of messages or a list of Request")
-            requests = [Request(prompt, images, Sampling(**sampling), logits_processor)]  # type: ignore[arg-type]
+            if isinstance(videos, str | os.PathLike | bytes | np.ndarray):
+                videos = [videos]
+            wishes = Sampling(**sampling)
+            requests = [Request(prompt, images, wishes, logits_processor, videos)]  # type: ignore[arg-type]
         answers = [self._answer(request, index) for index, request in enumerate(requests)]
         return Stream(answers, self._moves(answers, self.draft if speculate else None, accept))
 
     def _answer(self, request: Request, index: int) -> _Answer:
         """Everything that can go wrong with a request goes wrong here."""
-        images = [load_image(source) for source in request.images]
-        prompt = self.target.encode(request.prompt, images)
+        prompt = self.target.encode(
+            request.prompt, request.images, request.videos, fetch=self.fetch
+        )
         return _Answer(self.target, request, prompt, index)
 
     def _moves(

@@ -91,10 +91,14 @@ def run(
         target: the model whose text this is.
         draft: proposes; None is the plain loop, the same loop with trees that are only a root.
         jobs: in the order in which they take free slots.
-        shape: a `TreeShape` is accepted by the keyed rule, a `SampledShape` by the stochastic one.
+        shape: a `TreeShape` is accepted by the keyed rule, a `SampledShape` by the stochastic one;
+            a target that verifies chains only takes a chain as deep.
         slots: requests in a batch.
         capacity: positions a slot must hold for the longest job, its answer included.
     """
+    if target.chains_only:
+        shape = shape.as_chain()
+    layers = draft.feature_layers(target) if draft is not None else ()
     slack = max(shape.size, shape.width * shape.depth if isinstance(shape, TreeShape) else 0)
     cache = target.new_cache(slots, capacity + slack)
     session = draft.session(target, slots, capacity + slack) if draft is not None else None
@@ -104,7 +108,7 @@ def run(
         moved = []
         while waiting and len(active) < slots:
             job = waiting.popleft()
-            _prefill(target, session, cache, len(active), job)
+            _prefill(target, session, cache, len(active), job, layers)
             moved.append(job)
             if job.finish_reason is None:
                 active.append(job)
@@ -122,7 +126,7 @@ def run(
             tree = session.propose(cycle.roots, shape, cycle.noise)
         cycle.shorten(tree)
         proposed = clock()
-        seen = target.verify(tree, cache)
+        seen = target.verify(tree, cache, layers=layers)
         verified = clock()
         paths, tokens = cycle.accept(tree, seen.logits)  # the cycle's one synchronisation
         for slot, (job, path, row) in enumerate(zip(active, paths, tokens, strict=True)):
@@ -178,12 +182,17 @@ class _Cycle:
 
 
 def _prefill(
-    target: Target, session: DraftSession | None, cache: SlotCache, slot: int, job: Job
+    target: Target,
+    session: DraftSession | None,
+    cache: SlotCache,
+    slot: int,
+    job: Job,
+    layers: Sequence[int],
 ) -> None:
     """Run a job's prompt and emit its first token."""
     clock = time.perf_counter
     begun = clock()
-    prefill = target.prefill(job.prompt, cache, slot)
+    prefill = target.prefill(job.prompt, cache, slot, layers)
     device = target.device
     root = torch.zeros(1, dtype=torch.long, device=device)
     walk = Walk(prefill.logits[:, None], [job.chooser], [job.read_text(device)])

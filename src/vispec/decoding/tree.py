@@ -44,6 +44,10 @@ class TreeShape:
         """A single path of `length` draft tokens."""
         return cls(size=length + 1, depth=length, width=1)
 
+    def as_chain(self) -> TreeShape:
+        """The longest single path within the budget."""
+        return self.chain(min(self.depth, self.size - 1))
+
 
 @dataclass(frozen=True)
 class SampledShape:
@@ -80,6 +84,10 @@ class SampledShape:
     @property
     def size(self) -> int:
         return self.level_starts[-1]
+
+    def as_chain(self) -> SampledShape:
+        """A single path as deep."""
+        return SampledShape((1,) * self.depth)
 
 
 @dataclass

@@ -22,6 +22,10 @@ class Draft(Protocol):
     @property
     def name(self) -> str: ...
 
+    def feature_layers(self, target: Target) -> Sequence[int]:
+        """Whose hidden states it reads, see `Target.prefill`; none: the final norm's output."""
+        ...
+
     def check(self, target: Target) -> None:
         """Raise `DraftMismatchError`, listing everything that does not fit `target`."""
         ...
@@ -56,7 +60,7 @@ class DraftSession(Protocol):
         Args:
             nodes: accepted tree nodes of each request, the root first.
             tokens: the token behind each of them.
-            features: `[b, n, d]` target features of every node.
+            features: `[b, n, f]` target features of every node.
         """
         ...
 

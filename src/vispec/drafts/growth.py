@@ -1,6 +1,7 @@
 """Growing a tree level by level from a draft that continues one token at a time.
 
-Shapes: `b` requests, `w` nodes of a level, `V` draft vocabulary.
+Shapes: `b` requests, `w` nodes of a level, `V'` draft vocabulary, `V` the target's. Where the
+draft knows fewer tokens than the target, `token_map [V']` tells which of the target's they are.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from vispec.decoding.tree import SampledShape, Tree, TreeShape
 from vispec.drafts.base import DraftNoise
 
 Expand = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""`(token [b, w], origin [b, w], seen [b, w, m]) -> logits [b, w, V]`.
+"""`(token [b, w], origin [b, w], seen [b, w, m]) -> logits [b, w, V']`, of the target's tokens.
 
 `origin` is each node's parent among the nodes of the previous level (0 at the first level, whose
 parent is the root); `seen` says which of the `m` nodes expanded so far, itself included, each node
@@ -22,14 +23,21 @@ attends to.
 """
 
 
-def grow_dynamic(root: Tensor, logits: Tensor, expand: Expand, shape: TreeShape) -> Tree:
+def grow_dynamic(
+    root: Tensor,
+    logits: Tensor,
+    expand: Expand,
+    shape: TreeShape,
+    token_map: Tensor | None = None,
+) -> Tree:
     """EAGLE-2's dynamic tree (arXiv 2406.16858): expand by cumulative probability, then re-rank.
 
     Args:
         root: `[b]` root tokens.
-        logits: `[b, V]` of the draft behind the root.
+        logits: `[b, V']` of the draft behind the root.
         expand: runs the draft on a level.
         shape: the budget.
+        token_map: of a draft with fewer tokens.
 
     Returns:
         A tree of at most `shape.size` nodes, ordered by level and then by rank.
@@ -38,6 +46,7 @@ def grow_dynamic(root: Tensor, logits: Tensor, expand: Expand, shape: TreeShape)
     device = root.device
     width = min(shape.width, logits.shape[-1])
     log_p, token = logits.float().log_softmax(-1).topk(width)
+    token = _known(token, token_map)
     # Candidates of all levels, in the order they arise; `parent` counts candidates, -1 the root.
     tokens, scores = [token], [log_p]
     parents = [torch.full_like(token, -1)]
@@ -52,7 +61,7 @@ def grow_dynamic(root: Tensor, logits: Tensor, expand: Expand, shape: TreeShape)
         seen = torch.cat([seen, itself], 2)
         log_p, token_next = expand(token, origin, seen).float().log_softmax(-1).topk(width)
         total = (score[..., None] + log_p).flatten(1)  # [b, w * w]
-        candidates = token_next.flatten(1)
+        candidates = _known(token_next, token_map).flatten(1)
         tokens.append(candidates)
         scores.append(total)
         parents.append(frontier.repeat_interleave(width, 1))
@@ -82,7 +91,13 @@ def grow_dynamic(root: Tensor, logits: Tensor, expand: Expand, shape: TreeShape)
 
 
 def grow_sampled(
-    root: Tensor, logits: Tensor, expand: Expand, shape: SampledShape, noise: DraftNoise
+    root: Tensor,
+    logits: Tensor,
+    expand: Expand,
+    shape: SampledShape,
+    noise: DraftNoise,
+    token_map: Tensor | None = None,
+    vocabulary: int = 0,
 ) -> Tree:
     """A tree of fixed shape, each node's children drawn without replacement from the draft.
 
@@ -91,13 +106,15 @@ def grow_sampled(
 
     Args:
         root: `[b]` root tokens.
-        logits: `[b, V]` of the draft behind the root.
+        logits: `[b, V']` of the draft behind the root.
         expand: runs the draft on a level.
         shape: children per node of every level.
         noise: what they are drawn with.
+        token_map: of a draft with fewer tokens.
+        vocabulary: `V`, with a `token_map`.
     """
     b, device = root.shape[0], root.device
-    vocabulary = logits.shape[-1]
+    own = logits.shape[-1]
     logits = logits[:, None]
     tokens, parents, depths, scores = [root[:, None]], [], [], []
     proposals = []
@@ -106,14 +123,12 @@ def grow_sampled(
     for level, branching in enumerate(shape.branching):
         width = logits.shape[1]
         log_q = (logits.double() / noise.temperature.view(-1, 1, 1)).log_softmax(-1)
-        proposals.append(log_q.exp())
-        count = min(branching, vocabulary)
-        drawn = (
-            (log_q + noise.gumbel(shape.level_starts[level], width, vocabulary)).topk(count).indices
-        )
+        proposals.append(_spread(log_q.exp(), token_map, vocabulary))
+        count = min(branching, own)
+        drawn = (log_q + noise.gumbel(shape.level_starts[level], width, own)).topk(count).indices
         log_p = log_q.gather(2, drawn)
         # Where the draft leaves fewer tokens possible than children are wanted, a node is nothing.
-        token = torch.where(log_p.isfinite(), drawn, -1)
+        token = torch.where(log_p.isfinite(), _known(drawn, token_map), -1)
         if count < branching:
             missing = token.new_full((b, width, branching - count), -1)
             token = torch.cat([token, missing], 2)
@@ -142,3 +157,16 @@ def grow_sampled(
         proposal=torch.cat(proposals, 1),
         shape=shape,
     )
+
+
+def _known(token: Tensor, token_map: Tensor | None) -> Tensor:
+    """The target's tokens for the draft's."""
+    return token if token_map is None else token_map[token]
+
+
+def _spread(probability: Tensor, token_map: Tensor | None, vocabulary: int) -> Tensor:
+    """A distribution `[…, V']` over the target's tokens `[…, V]`."""
+    if token_map is None:
+        return probability
+    whole = probability.new_zeros(*probability.shape[:-1], vocabulary)
+    return whole.index_copy_(-1, token_map, probability)

@@ -4,17 +4,39 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from vispec.errors import UnsupportedFamilyError
 from vispec.targets.base import Prefill, Prompt, Target, Verification
-from vispec.targets.llava import LlavaTarget
+from vispec.targets.gemma4 import Gemma4Target
+from vispec.targets.plain import PlainTarget
+from vispec.targets.qwen_vl import MropeTarget
+from vispec.targets.tiles import ClosedTileTarget, GlobalTileTarget, SpanTarget
 
 FAMILIES: dict[str, type[Target]] = {
-    model_type: family for family in (LlavaTarget,) for model_type in family.model_types
+    model_type: family
+    for family in (
+        PlainTarget,
+        Gemma4Target,
+        MropeTarget,
+        SpanTarget,
+        GlobalTileTarget,
+        ClosedTileTarget,
+    )
+    for model_type in family.model_types
 }
 
-__all__ = ["FAMILIES", "Prefill", "Prompt", "Target", "Verification", "family", "wrap"]
+__all__ = [
+    "FAMILIES",
+    "Prefill",
+    "Prompt",
+    "Target",
+    "Verification",
+    "auto_class",
+    "family",
+    "wrap",
+]
 
 
 def family(model_type: str, name: str) -> type[Target]:
@@ -26,6 +48,12 @@ def family(model_type: str, name: str) -> type[Target]:
     if model_type not in FAMILIES:
         raise UnsupportedFamilyError(model_type, sorted(FAMILIES), name)
     return FAMILIES[model_type]
+
+
+def auto_class(model_type: str) -> Any:
+    """Hugging Face's class that loads the models of a family: with images, or of text alone."""
+    shows = model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return AutoModelForImageTextToText if shows else AutoModelForCausalLM
 
 
 def wrap(model: PreTrainedModel, processor: Any, name: str | None = None) -> Target:

@@ -4,7 +4,8 @@ A target wraps an unmodified Hugging Face model and its processor. It turns a co
 tokens and pixels, runs the prompt, and verifies a tree of tokens in one forward pass. It never
 changes the model object.
 
-Shapes: `b` requests, `t` prompt positions, `n` tree nodes, `d` hidden size, `V` vocabulary.
+Shapes: `b` requests, `t` prompt positions, `n` tree nodes, `d` hidden size, `V` vocabulary, `f`
+features: `d`, or `k d` where `k` layers' hidden states are asked for.
 """
 
 from __future__ import annotations
@@ -12,20 +13,35 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers.cache_utils import get_layer_types_and_kwargs
+from transformers.video_utils import VideoMetadata
 
 from vispec.decoding.cache import SlotCache
 from vispec.decoding.compilation import compiled
 from vispec.decoding.tree import Tree, ancestor_mask
-from vispec.errors import AttentionError, CheckpointError, ImageError, PromptTooLongError
+from vispec.errors import (
+    AttentionError,
+    CheckpointError,
+    ConversationError,
+    ImageError,
+    PromptTooLongError,
+    VideoError,
+)
+from vispec.images import ImageSource, load_image
+from vispec.messages import Fetch, conversation
+from vispec.targets.hooks import decoder_inputs, recorded, replayed
+from vispec.targets.visual import MODALITIES, PIXELS, dealt, run_towers, share
+from vispec.videos import VideoSource, load_video
 
 Message = Mapping[str, Any]
-"""A turn in Hugging Face's format: `{"role": …, "content": str | [{"type": "image"}, …]}`."""
+"""A turn in OpenAI's or Hugging Face's format; see `vispec.messages`."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +51,10 @@ class Prompt:
     Attributes:
         ids: the prompt's tokens, image placeholders expanded.
         inputs: every tensor the model's forward takes, `input_ids [1, t]` and pixels among them.
-        image_index: `[t]`, which image a position belongs to, -1 for text. An image may occupy
-            several spans.
     """
 
     ids: list[int]
     inputs: dict[str, Any]
-    image_index: Tensor
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -53,8 +66,10 @@ class Prefill:
 
     Attributes:
         logits: `[1, V]` behind the last prompt position.
-        features: `[t, d]` last hidden states, after the final norm.
+        features: `[t, f]` last hidden states after the final norm, or of the layers asked for.
         embeddings: `[t, d]` the decoder's inputs, image tokens replaced by projected features.
+        image_index: `[t]`, which image or video a position belongs to, -1 for text. One may occupy
+            several spans: tiles, or frames between time stamps.
         vision_s: seconds until the decoder started, the vision tower's among them.
         decoder_s: seconds in the decoder.
     """
@@ -62,28 +77,23 @@ class Prefill:
     logits: Tensor
     features: Tensor
     embeddings: Tensor
+    image_index: Tensor
     vision_s: float
     decoder_s: float
 
 
 @dataclass(frozen=True)
 class Verification:
-    """The target's view of every node of a tree: `logits [b, n, V]`, `features [b, n, d]`."""
+    """The target's view of every node of a tree: `logits [b, n, V]`, `features [b, n, f]`."""
 
     logits: Tensor
     features: Tensor
 
 
+_RECURRENT = frozenset(("conv", "linear_attention"))
+"""Kinds of decoder layers that keep a state instead of keys and values."""
 _LENGTH_AXIS = {"input_ids": -1, "inputs_embeds": -2, "position_ids": -1}
 """Where what a decoder is called with is as long as the prompt."""
-
-
-class _EnteredDecoder(Exception):  # noqa: N818 - a way out, not an error
-    """Leaves a model's forward with what it calls its decoder with."""
-
-    def __init__(self, inputs: dict[str, Any]) -> None:
-        super().__init__()
-        self.inputs = inputs
 
 
 class Target:
@@ -110,6 +120,8 @@ class Target:
         self.config = model.config
         self.text_config = model.config.get_text_config()
         self.compiled = False
+        self.layer_kinds: list[str] = get_layer_types_and_kwargs(self.text_config)[0]
+        """What every decoder layer attends to, in Hugging Face's words ("full_attention", …)."""
         attention = self.text_config._attn_implementation
         if attention not in ("sdpa", "eager"):
             raise AttentionError(attention)
@@ -121,23 +133,43 @@ class Target:
         """The module that runs the decoder layers, from embeddings to normed hidden states."""
         return self.model.get_decoder()
 
-    @property
-    def image_token_id(self) -> int | None:
-        """The placeholder that images occupy in the prompt; None for text models."""
-        return getattr(self.config, "image_token_id", None)
+    def placeholders(self, inputs: Mapping[str, Any]) -> Tensor:
+        """`[…, t]` like the `input_ids`: 0 where text is, else the number of its modality."""
+        ids: Tensor = inputs["input_ids"]
+        marked = inputs.get("mm_token_type_ids")
+        if marked is not None:
+            return torch.where(marked <= max(MODALITIES.values()), marked, 0)
+        kinds = torch.zeros_like(ids)
+        for modality, number in MODALITIES.items():
+            token = getattr(self.config, f"{modality}_token_id", None)
+            if token is not None:
+                kinds.masked_fill_(ids == token, number)
+        return kinds
 
-    def image_index(self, inputs: Mapping[str, Any]) -> Tensor:
-        """`[t]`, the image each position belongs to: here, every run of placeholders is one."""
-        ids = inputs["input_ids"][0]
-        if self.image_token_id is None:
-            return torch.full_like(ids, -1)
-        is_image = ids == self.image_token_id
-        starts = is_image & ~torch.cat([is_image.new_zeros(1), is_image[:-1]])
-        return torch.where(is_image, starts.long().cumsum(0) - 1, -1)
+    def image_index(self, inputs: Mapping[str, Any], shown: Mapping[str, Any]) -> Tensor:
+        """`[t]`, the image or video each position belongs to, in their order; -1 for text.
 
-    def positions(self, slot_positions: Tensor) -> Tensor:
-        """What the rotary embedding sees for tokens at these slots `[b, n]`."""
-        return slot_positions
+        Here, placeholders are dealt out by how many features each image and video has.
+
+        Args:
+            inputs: of one prompt.
+            shown: what the vision tower made of it, by modality.
+        """
+        return dealt(self.placeholders(inputs)[0], shown)
+
+    def prompt_positions(self, inputs: Mapping[str, Any]) -> tuple[Tensor, int]:
+        """What the rotary embedding sees at a prompt's positions, and how far it is off behind it.
+
+        Returns:
+            positions `[1, t]`, or `[3, 1, t]` under M-RoPE, and what is added to the slot position
+            of every later token.
+        """
+        t = inputs["input_ids"].shape[1]
+        return torch.arange(t, device=self.device)[None], 0
+
+    def spoken(self, token: Tensor) -> Tensor:
+        """What the decoder is given for tokens that the model said, `[b, n]`."""
+        return token
 
     # --- Facts --------------------------------------------------------------------------------
 
@@ -166,6 +198,11 @@ class Target:
         return self.text_config.max_position_embeddings
 
     @property
+    def chains_only(self) -> bool:
+        """Whether layers carry a state along, so that only one path can be verified in a pass."""
+        return bool(_RECURRENT.intersection(self.layer_kinds))
+
+    @property
     def embedding(self) -> nn.Embedding:
         """The model's own token embedding; drafts share it."""
         return self.model.get_input_embeddings()
@@ -177,32 +214,24 @@ class Target:
 
     # --- Prompts ------------------------------------------------------------------------------
 
-    def encode(self, prompt: str | Sequence[Message], images: Sequence[Image.Image] = ()) -> Prompt:
-        """Apply the chat template and the image processor.
-
-        Args:
-            prompt: a question, or a whole conversation whose images appear in order in `images`.
-            images: decoded pictures.
+    def encode(
+        self,
+        prompt: str | Sequence[Message],
+        images: Sequence[ImageSource] = (),
+        videos: Sequence[VideoSource] = (),
+        *,
+        fetch: Fetch | None = None,
+    ) -> Prompt:
+        """Apply the chat template and the processor; arguments as of `messages.conversation`.
 
         Raises:
             CheckpointError: if the processor has no chat template.
-            ImageError: if the conversation and `images` disagree on how many there are.
+            ConversationError: for messages in no known format, or without what they show.
+            ImageError: for an image that cannot be decoded.
+            VideoError: for a video that cannot be decoded, or a model that takes none.
             PromptTooLongError: if the prompt leaves no room for an answer.
         """
-        if isinstance(prompt, str):
-            content: list[dict[str, str]] = [{"type": "image"} for _ in images]
-            prompt = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
-        wanted = sum(
-            part.get("type") == "image"
-            for message in prompt
-            if not isinstance(message["content"], str)
-            for part in message["content"]
-        )
-        if wanted != len(images):
-            raise ImageError(
-                f"the conversation has {wanted} image places, but {len(images)} images were given;"
-                " give one image for each place"
-            )
+        asked = conversation(prompt, images, videos, fetch=fetch)
         if getattr(self.processor, "chat_template", None) is None:
             raise CheckpointError(
                 self.name,
@@ -210,25 +239,58 @@ class Target:
                 missing=["chat_template.jinja"],
                 fix="Set processor.chat_template, or use a version of the checkpoint that has one.",
             )
+        messages = [_as_parts(m) for m in asked.messages]
+        if self.processor is self.tokenizer:  # templates of text models join strings
+            messages = [_as_text(m) for m in messages]
         text = self.processor.apply_chat_template(
-            list(prompt), add_generation_prompt=True, tokenize=False
+            messages, add_generation_prompt=True, tokenize=False
         )
-        return self.encode_text(text, images)
+        return self.encode_text(text, [load_image(one) for one in asked.images], asked.videos)
 
-    def encode_text(self, text: str, images: Sequence[Image.Image] = ()) -> Prompt:
-        """Tokenize text that already has the chat format and image placeholders in it."""
+    def encode_text(
+        self, text: str, images: Sequence[Image.Image] = (), videos: Sequence[VideoSource] = ()
+    ) -> Prompt:
+        """Tokenize text that already has the chat format and placeholders in it."""
         if self.processor is self.tokenizer:
-            inputs = self.tokenizer(text, return_tensors="pt", add_special_tokens=False)
-        else:
-            bos = getattr(self.tokenizer, "bos_token", None)
-            inputs = self.processor(
-                images=list(images) or None,
-                text=[text],
-                return_tensors="pt",
-                # The template may write the first token itself.
-                add_special_tokens=not (bos and text.startswith(bos)),
+            if images or videos:
+                raise ConversationError(
+                    f"{len(images) + len(videos)} images and videos were given to '{self.name}'",
+                    "it is a text model; ask it without any",
+                )
+            return self.prompt(
+                dict(self.tokenizer(text, return_tensors="pt", add_special_tokens=False))
             )
+        shown: dict[str, Any] = {}
+        if videos:
+            loaded = [load_video(one, self._wanted_frames) for one in videos]
+            shown = {
+                "videos": [one.frames for one in loaded],
+                "video_metadata": [one.metadata for one in loaded],
+                "do_sample_frames": False,
+            }
+        bos = getattr(self.tokenizer, "bos_token", None)
+        inputs = self.processor(
+            images=list(images) or None,
+            text=[text],
+            return_tensors="pt",
+            # The template may write the first token itself.
+            add_special_tokens=not (bos and text.startswith(bos)),
+            **shown,
+        )
         return self.prompt(dict(inputs))
+
+    def _wanted_frames(self, facts: VideoMetadata) -> Sequence[int]:
+        """The family's own choice of a video's frames."""
+        sampler = getattr(self.processor, "video_processor", None)
+        if sampler is None:
+            raise VideoError(
+                "what was given", f"'{self.name}' takes no videos", "ask about single frames"
+            )
+        if not getattr(sampler, "do_sample_frames", False):
+            return range(facts.total_num_frames)
+        names = signature(sampler.sample_frames).parameters
+        options = {name: getattr(sampler, name) for name in names if hasattr(sampler, name)}
+        return [int(i) for i in sampler.sample_frames(metadata=facts, **options)]
 
     def prompt(self, inputs: dict[str, Any]) -> Prompt:
         """Take inputs that a processor made for one conversation.
@@ -245,7 +307,7 @@ class Target:
         ids = moved["input_ids"][0].tolist()
         if len(ids) >= self.context_length:
             raise PromptTooLongError(len(ids), self.context_length)
-        return Prompt(ids, moved, self.image_index(moved))
+        return Prompt(ids, moved)
 
     def rows(self, input_ids: Tensor, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Split what `generate` was given for several conversations into one set of inputs each.
@@ -253,31 +315,54 @@ class Target:
         Args:
             input_ids: `[b, t]`, padded on the left.
             inputs: the other inputs of the model's forward; `attention_mask [b, t]` tells padding.
+
+        Raises:
+            ImageError: for pixels of several conversations that `generate` has not encoded, since
+                nothing tells whose they are.
         """
-        mask = inputs.get("attention_mask")
+        given = {key: value for key, value in inputs.items() if value is not None}
+        mask = given.pop("attention_mask", torch.ones_like(input_ids)).bool()
+        shown = given.pop("mm_encoder_outputs", {})
+        if len(input_ids) > 1 and any(name in given for name in PIXELS):
+            raise ImageError(
+                f"pixels of {len(input_ids)} conversations at once cannot be told apart for models"
+                f" of type '{self.model_type}'; call generate with one conversation at a time"
+            )
+        kinds = self.placeholders({"input_ids": input_ids} | given)
         rows = []
         for index, ids in enumerate(input_ids):
-            row = {"input_ids": (ids if mask is None else ids[mask[index].bool()])[None]}
-            rows.append(row | self.row_images(input_ids, inputs, index))
+            row: dict[str, Any] = {"input_ids": ids[mask[index]][None]}
+            for key, value in given.items():
+                if not isinstance(value, Tensor):
+                    continue  # settings of `generate`, and its own cache
+                if value.shape[-2:] == input_ids.shape:
+                    row[key] = value[..., index, mask[index]].unsqueeze(-2)
+                elif len(input_ids) == 1:
+                    row[key] = value
+            counts = {name: kinds.eq(number).sum(1) for name, number in MODALITIES.items()}
+            own = {
+                name: share(output, counts[name][:index].sum(), counts[name][index])
+                for name, output in shown.items()
+                if output is not None and counts[name][index]
+            }
+            rows.append(row | ({"mm_encoder_outputs": own} if own else {}))
         return rows
-
-    def row_images(
-        self, input_ids: Tensor, inputs: Mapping[str, Any], index: int
-    ) -> dict[str, Any]:
-        """The visual inputs of one row of a batch; here, a text model's: none."""
-        return {}
 
     # --- Running ------------------------------------------------------------------------------
 
     def new_cache(self, slots: int, capacity: int) -> SlotCache:
         """An empty cache for `slots` requests of up to `capacity` positions each."""
-        config = self.text_config
-        head_dim = getattr(config, "head_dim", None)
+        shapes: list[tuple[int, int] | None] = []
+        for kind, layer in zip(self.layer_kinds, self.text_config.per_layer_config, strict=True):
+            if kind in _RECURRENT or kind == "dummy":  # a state, or the keys of another layer
+                shapes.append(None)
+                continue
+            heads = layer.num_attention_heads
+            head_dim = getattr(layer, "head_dim", None) or layer.hidden_size // heads
+            shapes.append((getattr(layer, "num_key_value_heads", None) or heads, head_dim))
         return SlotCache(
-            layers=config.num_hidden_layers,
+            shapes=shapes,
             slots=slots,
-            kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-            head_dim=head_dim or config.hidden_size // config.num_attention_heads,
             capacity=capacity,
             dtype=self.dtype,
             device=self.device,
@@ -294,82 +379,107 @@ class Target:
         if not self.compiled:
             self.compiled = True
             self._compiled_prompt_pass = compiled(self._prompt_pass)
-            self._tree_pass = compiled(self._tree_pass)  # type: ignore[method-assign]
+            self._compiled_tree_pass = compiled(self._tree_pass)
 
-    def prefill(self, prompt: Prompt, cache: SlotCache, slot: int) -> Prefill:
-        """Run a prompt through the model's own forward into an empty slot."""
+    def prefill(
+        self, prompt: Prompt, cache: SlotCache, slot: int, layers: Sequence[int] = ()
+    ) -> Prefill:
+        """Run a prompt through the model's own forward into an empty slot.
+
+        Args:
+            layers: whose hidden states are the features: `i` is what decoder layer `i` is given,
+                the number of layers what the last one gives. By default the final norm's output.
+        """
         t = len(prompt)
-        cache.length[slot] = 0
+        positions, offset = self.prompt_positions(prompt.inputs)
+        cache.length[slot] = cache.offset[slot] = 0
         cache.window(slot, 1, t, exact=True)
         started = time.perf_counter()
-        seen = self._decoder_inputs(self.prefill_inputs(prompt), cache)
+        inputs, shown = run_towers(self.model.base_model, prompt.inputs)
+        inputs = {**inputs, "position_ids": positions, "attention_mask": None}
+        seen = decoder_inputs(self.model.base_model, self.decoder, inputs, cache)
         entered = time.perf_counter()
-        if self.compiled and _shapes_known(seen):
+        fast = self.compiled and not layers and _shapes_known(seen)
+        if fast:
             _let_length_vary(seen)
-            hidden = self._compiled_prompt_pass(seen)
-        else:
-            hidden = self._prompt_pass(seen)
-        logits = self.head(hidden[:, -1])
+        run = self._compiled_prompt_pass if fast else self._prompt_pass
+        with recorded(self.decoder, layers, cache) as found:
+            hidden = run(seen)
+        logits = self.logits(hidden[:, -1])
         ended = time.perf_counter()
-        cache.length[slot] = t
+        cache.keep(slot, range(t))
+        cache.offset[slot] = offset
         embeddings = seen.get("inputs_embeds")
         if embeddings is None:
             embeddings = self.embedding(prompt.inputs["input_ids"])
-        return Prefill(logits, hidden[0], embeddings[0], entered - started, ended - entered)
+        return Prefill(
+            logits,
+            found.features(hidden)[0],
+            embeddings[0],
+            self.image_index(prompt.inputs, shown),
+            entered - started,
+            ended - entered,
+        )
 
     def _prompt_pass(self, inputs: dict[str, Any]) -> Tensor:
         return self.decoder(**inputs).last_hidden_state
 
-    def _decoder_inputs(self, inputs: dict[str, Any], cache: SlotCache) -> dict[str, Any]:
-        """What the model's own forward calls its decoder with, images in the embeddings.
-
-        The forward ends there: it returns neither the embeddings that a draft reads nor, compiled
-        in one piece with its vision tower, the time that each takes.
-        """
-
-        def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            # Another thread may be running the same model.
-            if kwargs.get("past_key_values") is cache:
-                raise _EnteredDecoder(kwargs)
-
-        # Before any hook of the user's, which the pass that follows runs.
-        hook = self.decoder.register_forward_pre_hook(look, with_kwargs=True, prepend=True)
-        try:
-            self.model.base_model(**inputs, past_key_values=cache, use_cache=True)
-        except _EnteredDecoder as entered:
-            return entered.inputs
-        finally:
-            hook.remove()
-        raise RuntimeError(f"{self.name} did not call its decoder")
-
-    def prefill_inputs(self, prompt: Prompt) -> dict[str, Any]:
-        """The prompt's tensors with explicit positions, ready for the model's forward."""
-        t = len(prompt)
-        inputs = {key: value for key, value in prompt.inputs.items() if key != "attention_mask"}
-        slots = torch.arange(t, device=self.device)[None]
-        return inputs | {"position_ids": self.positions(slots)}
-
-    def verify(self, tree: Tree, cache: SlotCache, first: int = 0) -> Verification:
+    def verify(
+        self, tree: Tree, cache: SlotCache, first: int = 0, layers: Sequence[int] = ()
+    ) -> Verification:
         """Run every node of a tree in one pass, each seeing its slot's past and its ancestors.
 
         The nodes' keys are written behind each slot's kept ones; `cache.keep` decides which stay.
+
+        Args:
+            layers: whose hidden states are the features; see `prefill`.
+
         """
         cache.window(first, *tree.token.shape)
         place = tree.depth, tree.parent, tree.max_depth
-        return Verification(*self._tree_pass(tree.token, *place, cache))
+        # What is noted by hooks is not noted by a compiled pass.
+        fast = self.compiled and not layers and not self.chains_only
+        run = self._compiled_tree_pass if fast else self._tree_pass
+        with recorded(self.decoder, layers, cache) as found, replayed(self.decoder, cache):
+            logits, hidden = run(tree.token, *place, cache)
+        return Verification(logits, found.features(hidden))
 
     def _tree_pass(
         self, token: Tensor, depth: Tensor, parent: Tensor, max_depth: int, cache: SlotCache
     ) -> tuple[Tensor, Tensor]:
-        """`(logits [b, n, V], features [b, n, d])` of a tree in the cache's window."""
+        """`(logits [b, n, V], hidden [b, n, d])` of a tree in the cache's window."""
         hidden = self.decoder(
-            input_ids=token.clamp(min=0),
-            position_ids=self.positions(cache.kept[:, None] + depth),
-            attention_mask=cache.attention_mask(ancestor_mask(parent, max_depth), self.dtype),
+            input_ids=self.spoken(token.clamp(min=0)),
+            position_ids=cache.next_position[:, None] + depth,
+            attention_mask=self._tree_mask(ancestor_mask(parent, max_depth), depth, cache),
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        return self.head(hidden), hidden
+        return self.logits(hidden), hidden
+
+    def _tree_mask(
+        self, block: Tensor, depth: Tensor, cache: SlotCache
+    ) -> Tensor | dict[str, Tensor | None]:
+        """The mask of a tree pass, or one for every kind of layer where there are several."""
+        masks: dict[str, Tensor | None] = {}
+        for kind in self.layer_kinds:
+            if kind in masks or kind == "dummy":
+                continue
+            if kind in _RECURRENT:
+                masks[kind] = None
+            elif kind == "sliding_attention":
+                window = self.text_config.sliding_window
+                masks[kind] = cache.attention_mask(block, self.dtype, depth=depth, sliding=window)
+            else:
+                masks[kind] = cache.attention_mask(block, self.dtype)
+        only = next(iter(masks.values()))
+        return masks if len(masks) > 1 or only is None else only
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`[…, V]` of normed hidden states `[…, d]`, as the model's own forward makes them."""
+        logits = self.head(hidden)
+        cap = getattr(self.text_config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     # --- Choosing -----------------------------------------------------------------------------
 
@@ -408,6 +518,17 @@ class Target:
         if eos is None:
             return frozenset()
         return frozenset(eos if isinstance(eos, list | tuple) else [eos])
+
+
+def _as_parts(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Templates of models with images go through parts; of a bare string they see nothing."""
+    content = message["content"]
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return {**message, "content": parts}
+
+
+def _as_text(message: Mapping[str, Any]) -> dict[str, Any]:
+    return {**message, "content": "".join(part.get("text", "") for part in message["content"])}
 
 
 def _shapes_known(inputs: dict[str, Any]) -> bool:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from vispec.drafts.eagle import EagleDraft, Rows
+from vispec.drafts.eagle import EagleDraft
+from vispec.drafts.sequential import Rows
 from vispec.training.features import Sample
 from vispec.training.losses import accuracy
 

@@ -55,7 +55,7 @@ def look(target: Target, question: Question, answer: Answer) -> Sample:
     return Sample(
         torch.cat([seen.features, then.features[0]]),
         torch.cat([seen.embeddings, target.embedding(said)[0]]),
-        torch.cat([prompt.image_index, torch.full_like(said[0], -1)]),
+        torch.cat([seen.image_index, torch.full_like(said[0], -1)]),
         len(prompt),
     )
 

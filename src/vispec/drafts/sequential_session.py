@@ -1,4 +1,4 @@
-"""A decoder draft at work on a running batch.
+"""A sequential draft at work on a running batch.
 
 Shapes: `b` requests, `n` rows, `d` hidden size.
 """
@@ -18,35 +18,37 @@ from vispec.drafts.growth import grow_sampled
 from vispec.targets.base import Prefill, Prompt, Target
 
 if TYPE_CHECKING:
-    from vispec.drafts.eagle import EagleDraft
+    from vispec.drafts.sequential import SequentialDraft
 
 
-class EagleSession:
+class SequentialSession:
     """The draft's cache and last guesses for a running batch."""
 
-    def __init__(self, draft: EagleDraft, target: Target, slots: int, capacity: int) -> None:
-        config = draft.config
+    def __init__(self, draft: SequentialDraft, target: Target, slots: int, capacity: int) -> None:
         self.draft, self.head = draft, target.head
+        self.vocabulary = draft.vocabulary
         self.embedding = draft.embed_tokens or target.embedding
         device, dtype = target.device, draft.dtype
         self.cache = SlotCache(
-            layers=config.num_hidden_layers,
+            shapes=draft.cache_shapes(),
             slots=slots,
-            kv_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
             capacity=capacity,
             dtype=dtype,
             device=device,
             compiled=draft.compiled,
         )
         self.longest = 1
-        self.hidden = torch.zeros(slots, config.hidden_size, dtype=dtype, device=device)
+        self.hidden = torch.zeros(slots, draft.width, dtype=dtype, device=device)
         self.globals = torch.zeros_like(self.hidden)
         self.position = [0] * slots
 
     def begin(self, slot: int, prompt: Prompt, prefill: Prefill, token: int) -> None:
-        following = self.embedding(torch.tensor(token, device=self.hidden.device))
-        rows = self.draft.read(prefill.embeddings, prefill.features, prompt.image_index, following)
+        device, embeddings = self.hidden.device, prefill.embeddings
+        if self.draft.embed_tokens is not None:
+            words = self.embedding(torch.tensor(prompt.ids, device=device))
+            embeddings = torch.where(prefill.image_index[:, None] < 0, words, embeddings)
+        following = self.embedding(torch.tensor(token, device=device))
+        rows = self.draft.read(embeddings, prefill.features, prefill.image_index, following)
         n = len(rows.position)
         self.cache.length[slot] = 0
         self.cache.window(slot, 1, n, exact=True)
@@ -70,7 +72,10 @@ class EagleSession:
         if noise is None:
             raise ValueError("sampled trees need the noise to draw them with")
         expand = self.draft.expander(hidden, globals_, position, *models)
-        return grow_sampled(roots, self.head(hidden), expand, shape, noise)
+        first = self.draft.logits(hidden, self.head)
+        return grow_sampled(
+            roots, first, expand, shape, noise, self.draft.token_map, self.vocabulary
+        )
 
     def advance(
         self, nodes: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], features: Tensor

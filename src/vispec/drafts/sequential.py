@@ -1,0 +1,282 @@
+"""Drafts that continue one token at a time from the target's features.
+
+A row of the draft's sequence pairs the target's feature at one position with the embedding of the
+token that followed it; the draft turns rows into guesses of the next features, and reads tokens
+from those. With an adapter, an image's rows are replaced by a few compressed ones that enter the
+decoder directly, and the image's global vector joins the feature of every later row.
+
+Draft positions are one-dimensional and count target slots, whatever the target's rotary embedding
+sees; a compressed image leaves a gap in them, never a shift.
+
+Shapes: `b` requests, `n` rows, `t` prompt positions, `r` compressed visual tokens, `d` hidden size,
+`f` features of the target, `x` width of a combined row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vispec.adapters.base import Adapter
+from vispec.decoding.cache import SlotCache
+from vispec.decoding.compilation import compiled
+from vispec.decoding.tree import Tree, TreeShape
+from vispec.drafts.growth import Expand, grow_dynamic
+from vispec.drafts.sequential_session import SequentialSession
+from vispec.errors import DraftMismatchError
+from vispec.targets.base import Target
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A prompt as the draft reads it.
+
+    Attributes:
+        hidden: `[n, x]` inputs of the decoder.
+        position: `[n]` draft positions, ascending, with gaps where images were.
+        globals: `[d]`, the vector that serves the text after the prompt.
+    """
+
+    hidden: Tensor
+    position: Tensor
+    globals: Tensor
+
+
+class SequentialDraft(nn.Module):
+    """What EAGLE, EAGLE-3 and their vision-aware forms share.
+
+    Args:
+        width: `d`.
+        vocabulary: entries of the target's vocabulary.
+        adapter: compresses images; None reads every image token like text.
+        embedding: the draft's own token embedding, where a checkpoint brings one that differs
+            from the target's; None shares the target's.
+        name: what messages call it.
+        token_map: see there.
+    """
+
+    token_map: Tensor | None
+    """`[V']` target tokens that the draft's own, fewer tokens stand for; None where they agree."""
+
+    def __init__(
+        self,
+        width: int,
+        vocabulary: int,
+        adapter: Adapter | None,
+        embedding: nn.Embedding | None,
+        name: str,
+        token_map: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("token_map", token_map, persistent=False)
+        self.width, self.vocabulary = width, vocabulary
+        self._name, self.compiled = name, False
+        self.adapter, self.embed_tokens = adapter, embedding
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    # --- What a kind of draft decides -----------------------------------------------------------
+
+    def feature_layers(self, target: Target) -> Sequence[int]:
+        """Whose hidden states it reads; see `Target.prefill`."""
+        return ()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def cache_shapes(self) -> list[tuple[int, int]]:
+        """`(kv_heads, head_dim)` of every layer."""
+        raise NotImplementedError
+
+    def fuse(self, features: Tensor) -> Tensor:
+        """The target's features `[…, f]` as one of the draft's own `[…, d]`."""
+        return features
+
+    def combine(self, embedding: Tensor, feature: Tensor, globals_: Tensor) -> Tensor:
+        """A row `[…, x]` of a token's embedding and the feature before it, all `[…, d]`."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        x: Tensor,
+        position: Tensor,
+        mask: Tensor | None = None,
+        cache: SlotCache | None = None,
+    ) -> Tensor:
+        """Run the decoder.
+
+        Args:
+            x: `[b, n, x]` combined rows.
+            position: `[b, n]` draft positions.
+            mask: additive `[b, 1, n, keys]`; None is causal.
+            cache: where keys are written, its window already set; None attends to `x` alone.
+
+        Returns:
+            `[b, n, d]` guessed features.
+        """
+        raise NotImplementedError
+
+    def logits(self, hidden: Tensor, head: nn.Module) -> Tensor:
+        """`[…, V']` of guessed features `[…, d]`; `head` is the target's."""
+        return head(hidden)
+
+    # --- Fitting a target -------------------------------------------------------------------------
+
+    def mismatches(self, target: Target) -> list[str]:
+        """One sentence for everything that does not fit."""
+        problems = []
+        if self.width != target.hidden_size:
+            problems.append(
+                f"draft expects hidden size {self.width}, target has {target.hidden_size}"
+            )
+        if self.vocabulary != target.vocab_size:
+            problems.append(
+                f"draft expects a vocabulary of {self.vocabulary}, target has {target.vocab_size}"
+            )
+        return problems
+
+    def check(self, target: Target) -> None:
+        problems = self.mismatches(target)
+        if problems:
+            raise DraftMismatchError(self.name, target.name, problems)
+
+    # --- Reading a prompt -------------------------------------------------------------------------
+
+    def read(
+        self, embeddings: Tensor, features: Tensor, image_index: Tensor, next_embedding: Tensor
+    ) -> Rows:
+        """Lay out a prompt's rows, images compressed.
+
+        Args:
+            embeddings: `[t, d]` the decoder's inputs, images in them.
+            features: `[t, f]` of the target.
+            image_index: `[t]`, the image a position belongs to, -1 for text.
+            next_embedding: `[d]`, of the token behind the prompt.
+        """
+        # Row t pairs the feature at t with the token at t + 1.
+        shifted = torch.cat([embeddings[1:], next_embedding[None]])
+        features = self.fuse(features)
+        image = torch.cat([image_index[1:], image_index.new_full((1,), -1)])
+        t = len(shifted)
+        position = torch.arange(t, device=shifted.device)
+        g = shifted.new_zeros(shifted.shape[1])
+        if self.adapter is None:
+            return Rows(self.combine(shifted, features, g), position, g)
+        parts, places, start = [], [], 0
+        for index in range(int(image.max()) + 1 if t else 0):
+            of_image = (image == index).nonzero()[:, 0]
+            if not len(of_image):
+                continue
+            end = int(of_image[-1]) + 1
+            text = start + (image[start:end] < 0).nonzero()[:, 0]
+            compressed = self.adapter(shifted[of_image][None])
+            count = compressed.tokens.shape[1]
+            parts += [self.combine(shifted[text], features[text], g), compressed.tokens[0]]
+            places += [text, torch.arange(end - count, end, device=text.device).clamp(min=0)]
+            if compressed.globals is not None:
+                g = compressed.globals[0]
+            start = end
+        parts.append(self.combine(shifted[start:], features[start:], g))
+        places.append(position[start:])
+        return Rows(torch.cat(parts), torch.cat(places), g)
+
+    # --- Drafting ---------------------------------------------------------------------------------
+
+    def compile_passes(self) -> None:
+        """Compile growing dynamic trees and reading what was accepted."""
+        if not self.compiled:
+            self.compiled = True
+            self.grow = compiled(self.grow)  # type: ignore[method-assign]
+            self.follow = compiled(self.follow)  # type: ignore[method-assign]
+
+    def grow(
+        self,
+        roots: Tensor,
+        first: Tensor,
+        globals_: Tensor,
+        position: Tensor,
+        shape: TreeShape,
+        embedding: nn.Embedding,
+        head: nn.Linear,
+        cache: SlotCache,
+    ) -> Tree:
+        """Grow a dynamic tree, its keys in the cache's window.
+
+        Args:
+            roots: `[b]` tokens.
+            first: `[b, d]` guessed features at the roots.
+            globals_: `[b, d]` of the last image.
+            position: `[b]` draft positions of the roots.
+            shape: the budget.
+            embedding: of the draft's tokens.
+            head: the target's.
+            cache: the draft's own.
+        """
+        expand = self.expander(first, globals_, position, embedding, head, cache)
+        return grow_dynamic(roots, self.logits(first, head), expand, shape, self.token_map)
+
+    def expander(
+        self,
+        first: Tensor,
+        globals_: Tensor,
+        position: Tensor,
+        embedding: nn.Embedding,
+        head: nn.Linear,
+        cache: SlotCache,
+    ) -> Expand:
+        """What continues a tree level by level; arguments as in `grow`."""
+        hidden, level = first[:, None], 0
+
+        def expand(token: Tensor, origin: Tensor, seen: Tensor) -> Tensor:
+            nonlocal hidden, level
+            w, m = seen.shape[1:]
+            feature = hidden.gather(1, origin[..., None].expand(-1, -1, hidden.shape[-1]))
+            x = self.combine(embedding(token), feature, globals_[:, None])
+            cache.step(w, m - w)
+            mask = cache.attention_mask(seen, x.dtype)
+            hidden = self(x, (position + level)[:, None].expand(-1, w), mask, cache)
+            level += 1
+            return self.logits(hidden, head)
+
+        return expand
+
+    def follow(
+        self,
+        tokens: Tensor,
+        features: Tensor,
+        counts: Tensor,
+        globals_: Tensor,
+        position: Tensor,
+        embedding: nn.Embedding,
+        cache: SlotCache,
+    ) -> Tensor:
+        """Read accepted tokens, and guess the feature behind the last of each request.
+
+        Args:
+            tokens: `[b, n]`, padded on the right.
+            features: `[b, n, f]` of the target, at the position before each.
+            counts: `[b]` tokens that are real.
+            globals_: `[b, d]` of the last image.
+            position: `[b]` draft position of each first token.
+            embedding: of the tokens.
+            cache: the draft's own, its window set.
+
+        Returns:
+            `[b, d]`.
+        """
+        b, n = tokens.shape
+        x = self.combine(embedding(tokens), self.fuse(features), globals_[:, None])
+        place = torch.arange(n, device=tokens.device)
+        causal = (place <= place[:, None]).expand(b, -1, -1)
+        mask = cache.attention_mask(causal, x.dtype)
+        hidden = self(x, position[:, None] + place, mask, cache)
+        return hidden[torch.arange(b, device=tokens.device), counts - 1]
+
+    def session(self, target: Target, slots: int, capacity: int) -> SequentialSession:
+        return SequentialSession(self, target, slots, capacity)

@@ -1,0 +1,112 @@
+"""Looking into a model while it runs, and leaving no trace.
+
+Every hook notes only the pass over the one cache it is about: another thread may be running the
+same model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vispec.decoding.cache import SlotCache
+from vispec.decoding.states import StateLayer
+
+
+class _Entered(Exception):  # noqa: N818 - a way out, not an error
+    """Leaves a model's forward with what it calls its decoder with."""
+
+    def __init__(self, inputs: dict[str, Any]) -> None:
+        super().__init__()
+        self.inputs = inputs
+
+
+def decoder_inputs(
+    model: nn.Module, decoder: nn.Module, inputs: dict[str, Any], cache: SlotCache
+) -> dict[str, Any]:
+    """What a model's own forward calls its decoder with, images in the embeddings.
+
+    The forward ends there: it returns neither the embeddings that a draft reads nor, compiled in
+    one piece with its vision tower, the time that each takes.
+    """
+
+    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if kwargs.get("past_key_values") is cache:
+            raise _Entered(kwargs)
+
+    # Before any hook of the user's, which the pass that follows runs.
+    hook = decoder.register_forward_pre_hook(look, with_kwargs=True, prepend=True)
+    try:
+        model(**inputs, past_key_values=cache, use_cache=True)
+    except _Entered as entered:
+        return entered.inputs
+    finally:
+        hook.remove()
+    raise RuntimeError(f"{type(model).__name__} did not call its decoder")
+
+
+class Recorded:
+    """Hidden states of some layers, in the order in which they were asked for."""
+
+    def __init__(self, layers: Sequence[int]) -> None:
+        self.layers = layers
+        self.hidden: dict[int, Tensor] = {}
+
+    def features(self, last: Tensor) -> Tensor:
+        """`[b, n, f]`, side by side; `last` where no layer was asked for."""
+        return torch.cat([self.hidden[i] for i in self.layers], -1) if self.layers else last
+
+
+@contextmanager
+def recorded(decoder: Any, layers: Sequence[int], cache: SlotCache) -> Iterator[Recorded]:
+    """Note hidden states of a pass over `cache`.
+
+    Args:
+        layers: `i` is what decoder layer `i` is given, the number of layers what the last gives.
+    """
+    found, own, hooks = Recorded(layers), decoder.layers, []
+    for index in set(layers):
+
+        def look(_: nn.Module, args: Any, kwargs: Any, out: Any = None, i: int = index) -> None:
+            if kwargs.get("past_key_values") is cache:
+                given = args[0] if args else kwargs.get("hidden_states")
+                made = out[0] if isinstance(out, tuple) else out
+                found.hidden[i] = given if out is None else made
+
+        if index == len(own):
+            hooks.append(own[-1].register_forward_hook(look, with_kwargs=True))
+        else:
+            hooks.append(own[index].register_forward_pre_hook(look, with_kwargs=True))
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def replayed(decoder: Any, cache: SlotCache) -> Iterator[None]:
+    """Let the cache's recurrent layers run again over what the pass gives them."""
+    hooks = []
+    for index, state in cache.states.items():
+        layer = decoder.layers[index]
+        own = [m for m in layer.modules() if getattr(m, "layer_idx", None) == index]
+
+        def look(module: nn.Module, args: Any, kwargs: Any, state: StateLayer = state) -> None:
+            options = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if any(value is cache for value in options.values()):
+                state.replay = lambda row, count: module.forward(
+                    hidden_states=hidden[row : row + 1, :count], **options
+                )
+
+        hooks += [module.register_forward_pre_hook(look, with_kwargs=True) for module in own]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

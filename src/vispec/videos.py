@@ -1,0 +1,135 @@
+"""Videos as frames, those that a family wants to see."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers.video_utils import VideoMetadata
+
+from vispec.errors import VideoError
+
+VideoSource = str | os.PathLike[str] | bytes | np.ndarray
+Choose = Callable[[VideoMetadata], Sequence[int]]
+"""Which frames are wanted, of a video with these facts."""
+
+MAX_PIXELS = 512_000_000
+"""Of all wanted frames together."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """Wanted frames `[n, height, width, 3]` of uint8, and where they come from."""
+
+    frames: np.ndarray[Any, Any]
+    metadata: VideoMetadata
+
+
+def load_video(source: VideoSource, choose: Choose, max_pixels: int = MAX_PIXELS) -> Video:
+    """Decode the frames of a video that `choose` wants.
+
+    Args:
+        source: a path, the bytes of a file, or frames `[n, height, width, 3]` of uint8, which
+            count as 24 a second.
+        choose: a family's own rule.
+        max_pixels: the most pixels to decode.
+
+    Raises:
+        VideoError: if there is no such file, it is no video, is damaged, or has too many pixels.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source, choose)
+    if isinstance(source, bytes):
+        return _decode(io.BytesIO(source), f"the {len(source)} bytes given", choose, max_pixels)
+    if isinstance(source, str | os.PathLike):
+        name = f"'{os.fspath(source)}'"
+        if not os.path.isfile(source):
+            kind = "it is a folder" if os.path.isdir(source) else "there is no such file"
+            raise VideoError(name, kind, f"check the path (now in '{os.getcwd()}')")
+        return _decode(os.fspath(source), name, choose, max_pixels)
+    raise VideoError(
+        f"an object of type {type(source).__name__}",
+        "there is no way to decode it",
+        "give a path, bytes or an array of frames",
+    )
+
+
+def _from_array(frames: np.ndarray[Any, Any], choose: Choose) -> Video:
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
+        raise VideoError(
+            f"an array of shape {list(frames.shape)} and type {frames.dtype}",
+            "it is not laid out as a video",
+            "give [frames, height, width, 3] of uint8",
+        )
+    facts = _facts(len(frames), 24.0, frames.shape[1], frames.shape[2])
+    wanted = _wanted(choose, facts)
+    return Video(frames[wanted], facts)
+
+
+def _decode(source: Any, name: str, choose: Choose, max_pixels: int) -> Video:
+    try:
+        import av
+    except ImportError as error:
+        raise VideoError(
+            name,
+            "decoding videos needs PyAV, which is not installed",
+            "pip install 'vispec[video]'",
+        ) from error
+    try:
+        with av.open(source) as container:
+            if not container.streams.video:
+                raise VideoError(name, "it has no video in it", "give a video file")
+            stream = container.streams.video[0]
+            rate = float(stream.average_rate or stream.guessed_rate or 24)
+            # What the container claims is often wrong: a video ends where no more frames come.
+            count = sum(1 for _ in container.decode(stream))
+            if not count:
+                raise VideoError(name, "it has no frames", "give a video with some")
+            facts = _facts(count, rate, stream.height, stream.width)
+            wanted = _wanted(choose, facts)
+            if len(wanted) * stream.height * stream.width > max_pixels:
+                raise VideoError(
+                    name,
+                    f"its {len(wanted)} frames of {stream.width} x {stream.height} have more than"
+                    f" {max_pixels / 1e6:,.0f} million pixels",
+                    "scale it down first",
+                )
+        with av.open(_again(source)) as container:
+            frames = {}
+            for index, frame in enumerate(container.decode(video=0)):
+                if index in set(wanted):
+                    frames[index] = frame.to_ndarray(format="rgb24")
+    except VideoError:
+        raise
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise VideoError(
+            name, f"it cannot be decoded ({error})", "give an MP4, WebM, MKV, MOV or GIF file"
+        ) from error
+    return Video(np.stack([frames[index] for index in wanted]), facts)
+
+
+def _again(source: Any) -> Any:
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
+    return source
+
+
+def _facts(count: int, rate: float, height: int, width: int) -> VideoMetadata:
+    return VideoMetadata(
+        total_num_frames=count,
+        fps=rate,
+        duration=count / rate,
+        height=height,
+        width=width,
+        video_backend="pyav",
+    )
+
+
+def _wanted(choose: Choose, facts: VideoMetadata) -> list[int]:
+    wanted = [min(max(int(i), 0), facts.total_num_frames - 1) for i in choose(facts)]
+    facts.frames_indices = wanted
+    return wanted

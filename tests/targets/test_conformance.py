@@ -1,0 +1,209 @@
+"""What every family must do, asked of its real classes at small size.
+
+The reference is the unmodified model's own `generate`, in float64; of sampled text, the plain loop.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+import vispec
+from families import FAMILIES, IMAGE, VIDEO, Family
+from vispec.decoding.loop import Job, run
+from vispec.decoding.sampling import Chooser, Sampling
+from vispec.decoding.tree import SampledShape, TreeShape
+from vispec.loading import load_target
+from vispec.targets import Target, wrap
+
+NEW = 14
+"""Tokens of an answer."""
+
+every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+
+
+def shown(family: Family, index: int) -> list[str]:
+    """What the prompts of a test show: nothing, one image, several, and videos where there are."""
+    if family.image is None:
+        return []
+    kinds = [[], ["image"], ["image", "image"]]
+    if family.video is not None:
+        apart = family.name == "glm46v"  # its own code takes one kind a prompt
+        kinds += [["video"], ["video", "video"] if apart else ["image", "video"]]
+    return kinds[index % len(kinds)]
+
+
+def prompts(family: Family, count: int, seed: int) -> list[dict[str, Tensor]]:
+    generator, draw = torch.Generator().manual_seed(seed), random.Random(seed)
+    return [
+        family.prompt(generator, shown(family, i), text=draw.randrange(3, 12)) for i in range(count)
+    ]
+
+
+def jobs(target: Target, asked: list[dict[str, Tensor]], **sampling: Any) -> list[Job]:
+    made = []
+    for inputs in asked:
+        wishes = Sampling(**{"temperature": 0.0, "seed": int(inputs["input_ids"].sum())} | sampling)
+        prompt = target.prompt(dict(inputs))
+        config = wishes.over(target.model.generation_config)
+        chooser = Chooser(
+            target.processors(config, len(prompt), NEW),
+            sample=bool(config.do_sample),
+            seed=wishes.seed,
+        )
+        made.append(Job(prompt, chooser, NEW, lambda token, _: token in target.eos_token_ids))
+    return made
+
+
+def answers(
+    target: Target, draft: Any, work: list[Job], shape: TreeShape | SampledShape, slots: int
+) -> list[list[int]]:
+    for _ in run(target, draft, work, shape=shape, slots=slots, capacity=256):
+        pass
+    return [job.token_ids for job in work]
+
+
+def generated(family: Family, inputs: dict[str, Tensor], **options: Any) -> list[int]:
+    out = family.model().generate(**inputs, max_new_tokens=NEW, do_sample=False, **options)
+    return out[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def oracle(asked: list[dict[str, Tensor]], truth: list[list[int]]) -> tiny.Oracle:
+    known = {tiny.prompt_key(p): t + [0] * NEW for p, t in zip(asked, truth, strict=True)}
+    return tiny.Oracle(known, seed=3)
+
+
+@every_family
+def test_greedy_text_is_generates_own_in_every_tree_and_batch(family: Family) -> None:
+    target = wrap(family.model(), None)
+    asked = prompts(family, 10, seed=1)
+    expected = [generated(family, inputs) for inputs in asked]
+    assert len({tuple(text) for text in expected}) > 3, "the model says the same of everything"
+    draft = oracle(asked, expected)
+    for slots, shape in (
+        (1, TreeShape(12, 5, 3)),
+        (3, TreeShape(7, 3, 2)),
+        (4, TreeShape.chain(4)),
+    ):
+        work = jobs(target, asked)
+        assert answers(target, draft, work, shape, slots) == expected
+        accepted = sum(job.stats.drafted_tokens for job in work)
+        assert accepted > sum(job.stats.target_passes for job in work) / 2
+    assert answers(target, None, jobs(target, asked), TreeShape(), 3) == expected
+
+
+@every_family
+def test_seeded_sampling_is_the_plain_loops(family: Family) -> None:
+    target = wrap(family.model(), None)
+    asked = prompts(family, 6, seed=2)
+    options = {"temperature": 0.8, "top_k": 12}
+    expected = answers(target, None, jobs(target, asked, **options), TreeShape(), 1)
+    work = jobs(target, asked, **options)
+    assert answers(target, oracle(asked, expected), work, TreeShape(9, 4, 3), 4) == expected
+
+
+@every_family
+def test_a_batch_inside_generate_is_generates_own(family: Family) -> None:
+    asked = prompts(family, 4, seed=4)
+    if family.name == "glm46v":  # its own code takes one kind a batch
+        asked = [p for p in asked if "pixel_values_videos" not in p]
+    batch = family.batch(asked)
+    model = family.model()
+    options = {"max_new_tokens": NEW, "do_sample": False}
+    expected = model.generate(**batch, **options)
+    draft = oracle([], [])
+    draft.truth = _AnyPrompt()
+    found = model.generate(**batch, **options, custom_generate=vispec.speculative(draft))
+    assert torch.equal(found, expected)
+
+
+class _AnyPrompt(dict[str, list[int]]):
+    """Nothing is known of any prompt: trees are random."""
+
+    def __missing__(self, key: str) -> list[int]:
+        return [0]
+
+
+@every_family
+@torch.inference_mode()
+def test_images_and_videos_are_found_where_they_lie(family: Family) -> None:
+    if family.image is None:
+        pytest.skip("a text model")
+    target = wrap(family.model(), None)
+    generator = torch.Generator().manual_seed(5)
+    for index in range(10):
+        kinds = shown(family, index)
+        prompt = target.prompt(dict(family.prompt(generator, kinds)))
+        prefill = target.prefill(prompt, target.new_cache(1, 256), 0)
+        ids = torch.tensor(prompt.ids)
+        placed = prefill.image_index >= 0
+        assert torch.equal(placed, (ids == IMAGE) | (ids == VIDEO))
+        assert prefill.image_index.max() == len(kinds) - 1
+        assert (prefill.image_index[placed].diff() >= 0).all()
+        # Each has as many places as its own features, asked for alone.
+        counts = [int((prefill.image_index == i).sum()) for i in range(len(kinds))]
+        assert all(counts)
+        assert prefill.embeddings.shape == prefill.features.shape
+
+
+@every_family
+@torch.inference_mode()
+def test_features_are_the_hidden_states_of_the_layers_asked_for(family: Family) -> None:
+    target = wrap(family.model(), None)
+    asked = prompts(family, 2, seed=6)[-1]
+    prompt = target.prompt(dict(asked))
+    count = target.text_config.num_hidden_layers
+    with torch.inference_mode():
+        hidden = target.model(**asked, output_hidden_states=True).hidden_states
+    own = target.prefill(prompt, target.new_cache(1, 256), 0)
+    torch.testing.assert_close(own.features, hidden[-1][0], rtol=0, atol=1e-9)
+    layered = target.prefill(prompt, target.new_cache(1, 256), 0, layers=(1, count))
+    first, last = layered.features.chunk(2, -1)
+    if not getattr(target.config, "vision_config", None) or not hasattr(
+        target.config.vision_config, "deepstack_visual_indexes"
+    ):
+        torch.testing.assert_close(first, hidden[1][0], rtol=0, atol=1e-9)
+    norm = target.decoder.norm if hasattr(target.decoder, "norm") else target.decoder.embedding_norm
+    torch.testing.assert_close(norm(last), own.features, rtol=0, atol=1e-9)
+
+
+@every_family
+def test_the_model_stays_as_it_was(family: Family) -> None:
+    model = family.model()
+    target = wrap(model, None)
+    asked = prompts(family, 5, seed=7)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    hooks = [(len(m._forward_pre_hooks), len(m._forward_hooks)) for m in model.modules()]
+    before = [generated(family, inputs) for inputs in asked]
+    between: list[list[int]] = []
+    moves = run(
+        target,
+        oracle(asked, before),
+        jobs(target, asked),
+        shape=TreeShape(9, 3, 3),
+        slots=2,
+        capacity=256,
+    )
+    for step, _ in enumerate(moves):
+        if step == 2:
+            between = [generated(family, inputs) for inputs in asked]
+    assert between == before
+    assert [generated(family, inputs) for inputs in asked] == before
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert hooks == [(len(m._forward_pre_hooks), len(m._forward_hooks)) for m in model.modules()]
+
+
+@every_family
+def test_it_loads_from_its_folder(family: Family, tmp_path: Path) -> None:
+    family.model().save_pretrained(tmp_path)
+    target = load_target(tmp_path, processor=SimpleNamespace(tokenizer=None), **family.options)
+    asked = prompts(family, 2, seed=8)
+    expected = [generated(family, inputs) for inputs in asked]
+    assert answers(target, None, jobs(target, asked), TreeShape(), 2) == expected
