@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format env clean evaluate-embedded
+.PHONY: help demo test test-slow lint format env clean evaluate-embedded conformance
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,11 @@ DATA ?= ../shared/data
 evaluate-embedded: $(STAMP)  ## what the embedded target sees and its draft accepts (photographs: DATA=folder)
 	$(BIN)/python -m vispec.evaluation.embedded --data $(DATA) \
 	  --out benchmarks/results/embedded-quality.json
+
+conformance: $(STAMP)  ## ask every model family the same, and write the README's table of them
+	$(BIN)/python -m pytest -n 2 tests/targets/test_conformance.py --junitxml=.conformance.xml
+	$(BIN)/python benchmarks/conformance.py .conformance.xml
+	$(BIN)/python benchmarks/report.py
 
 lint: $(STAMP)  ## ruff, formatting and types, without changing anything
 	$(BIN)/ruff check .

@@ -9,7 +9,8 @@ every item, shuffled, so that a machine that slows down slows all of them. Timed
 and the decoded picture to the text, preprocessing and prefill included; answers end where the
 target ends them. Trees are chosen on other items first. Every answer is written to the work folder
 as it comes: the same command goes on after an interruption, as long as machine and code are the
-same.
+same. Every finished repeat is added to the result, until it holds as many as are wanted: later ones
+may be of another day and of another machine, and then the stated spread covers both.
 
 Methods
     generate            Hugging Face, its default (dynamic) cache
@@ -27,6 +28,7 @@ Methods
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 import sys
@@ -61,6 +63,7 @@ SAME_MODE = {"vispec-uncompiled": "plain"}
 """The plain loop that runs its passes as a method does, where that is not `plain-compiled`."""
 MODELS = ("vision", "prefill", "draft", "verify")
 """Parts of an answer's time in which a model runs; the rest is preprocessing and bookkeeping."""
+STAGES = (*MODELS, "overhead")
 DRAFTS = Path(__file__).parent / "drafts"
 CODE = (
     "src/vispec/adapters",
@@ -222,11 +225,11 @@ def _compiled_engine(target: Target, draft: Any, tree: TreeShape) -> Engine:
 def measure(
     methods: dict[str, Method],
     items: Sequence[Item],
-    repeats: int,
+    repeat: int,
     file: Path,
     gap: Callable[[Item, list[int], list[int]], float],
 ) -> list[dict[str, Any]]:
-    """Answer everything with every method, `repeats` times; what `file` holds is not asked again.
+    """Answer everything once with every method; what `file` holds is not asked again.
 
     Args:
         gap: how far apart, in logits, an item's two answers are where they part.
@@ -234,18 +237,14 @@ def measure(
     Returns:
         one line an answer.
     """
-    lines = read_lines(file, list(methods))
+    lines = [line for line in read_lines(file, list(methods)) if line["repeat"] == repeat]
     done = {_round(line) for line in lines}
-    warm_up(methods, items)
     compiled = compilations()
-    rounds = [
-        (repeat, temperature, index)
-        for repeat in range(repeats)
-        for temperature in TEMPERATURES
-        for index in range(len(items))
-    ]
+    rounds = [(repeat, temperature, i) for temperature in TEMPERATURES for i in range(len(items))]
     begun, waiting = time.monotonic(), [r for r in rounds if r not in done]
-    for count, (repeat, temperature, index) in enumerate(waiting):
+    # Shuffled, so that what is left takes as long a round as what is done.
+    Random(repeat).shuffle(waiting)
+    for count, (_, temperature, index) in enumerate(waiting):
         item, seed = items[index], repeat * len(items) + index
         order = Random(seed).sample(list(methods), len(methods))
         answers = {name: methods[name](item, temperature, seed) for name in order}
@@ -262,7 +261,10 @@ def measure(
             out.write("".join(json.dumps(line) + "\n" for line in fresh))
         if count % 50 == 49:
             left = (time.monotonic() - begun) / (count + 1) * (len(waiting) - count - 1)
-            print(f"{count + 1}/{len(waiting)}, {left / 60:.0f} min left", file=sys.stderr)
+            print(
+                f"repeat {repeat + 1}: {count + 1}/{len(waiting)}, {left / 60:.0f} min left",
+                file=sys.stderr,
+            )
     if compilations() != compiled:
         print(f"compiled {compilations() - compiled} times while measuring", file=sys.stderr)
     return lines
@@ -316,41 +318,61 @@ def compilations() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
-def summarise(lines: list[dict[str, Any]], items: Sequence[Item]) -> list[dict[str, Any]]:
-    """One row a task, method and temperature.
+def parts(lines: list[dict[str, Any]], items: Sequence[Item]) -> list[dict[str, Any]]:
+    """A repeat in sums, one part a task, method and temperature."""
+    groups: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
+    for line in sorted(lines, key=lambda line: line["item"]):
+        groups.setdefault((line["task"], line["temperature"], line["method"]), []).append(line)
+    made = []
+    for (task, temperature, method), here in groups.items():
+        part = {"task": task, "temperature": temperature, "method": method, "items": len(here)}
+        part["new_tokens"] = sum(len(line["token_ids"]) for line in here)
+        for name in ("seconds", "passes", "identical"):
+            part[name] = sum(line[name] for line in here)
+        if temperature == 0:
+            part["largest_gap"] = max(line.get("gap", 0.0) for line in here)
+        part["quality"] = score(
+            [items[line["item"]] for line in here], [line["text"] for line in here]
+        )
+        if here[0]["stats"]:
+            part |= {f"{n}_s": sum(line["stats"][f"{n}_s"] for line in here) for n in STAGES}
+        made.append(part)
+    return made
+
+
+def summarise(repeats: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One row a task, method and temperature, of the parts of every repeat.
 
     Every number of speed is a median over the repeats; those that compare methods are ratios
     within a repeat.
     """
+    found: dict[tuple[float, str], dict[str, list[dict[str, Any]]]] = {}
+    for repeat in repeats:
+        for part in repeat:
+            group = found.setdefault((part["temperature"], part["task"]), {})
+            group.setdefault(part["method"], []).append(part)
     rows = []
     for temperature in TEMPERATURES:
         for task in TASKS:
-            here = [
-                line for line in lines if (line["task"], line["temperature"]) == (task, temperature)
-            ]
-            if not here:
-                continue
-            by_method = {
-                name: [line for line in here if line["method"] == name]
-                for name in dict.fromkeys(line["method"] for line in here)
-            }
-            speeds = {name: _speeds(found) for name, found in by_method.items()}
+            by_method = found.get((temperature, task), {})
+            speeds = {name: _rates(own, "seconds") for name, own in by_method.items()}
             plain = [name for name in PLAIN if name in speeds]
-            fastest = max(plain, key=lambda name: statistics.median(speeds[name]))
-            for name, found in by_method.items():
-                row = _row(found, items) | {"fastest_plain": fastest}
-                if temperature == 0 or found[0]["stats"]:
-                    row["identical"] = sum(line["identical"] for line in found)
+            for name, own in by_method.items():
+                fastest = max(plain, key=lambda name: statistics.median(speeds[name]))
+                row = _row(own) | {"fastest_plain": fastest}
+                if temperature == 0 or "draft_s" in own[0]:
+                    row["identical"] = sum(part["identical"] for part in own)
                 if temperature == 0:
-                    row["largest_gap"] = max(line.get("gap", 0.0) for line in found)
+                    row["largest_gap"] = max(part["largest_gap"] for part in own)
                 for label, other in (("generate", "generate"), ("fastest_plain", fastest)):
                     gains = _ratios(speeds[name], speeds[other])
                     row[f"speedup_vs_{label}"] = statistics.median(gains)
                     row[f"speedup_vs_{label}_spread"] = [min(gains), max(gains)]
                 same = SAME_MODE.get(name, "plain-compiled")
-                if found[0]["stats"] and same in by_method:
+                if "draft_s" in own[0] and same in by_method:
                     gains = _ratios(speeds[name], speeds[same])
-                    bounds = _ratios(_model_speeds(found), speeds[same])
+                    # If nothing but running the models took time.
+                    bounds = _ratios(_rates(own, *(f"{n}_s" for n in MODELS)), speeds[same])
                     row["same_mode"] = same
                     row["speedup_vs_same_mode"] = statistics.median(gains)
                     row["attainable_vs_same_mode"] = statistics.median(bounds)
@@ -359,62 +381,73 @@ def summarise(lines: list[dict[str, Any]], items: Sequence[Item]) -> list[dict[s
     return rows
 
 
-def _by_repeat(lines: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    repeats = sorted({line["repeat"] for line in lines})
-    return [[line for line in lines if line["repeat"] == repeat] for repeat in repeats]
-
-
-def _speeds(lines: list[dict[str, Any]]) -> list[float]:
+def _rates(own: Sequence[dict[str, Any]], *seconds: str) -> list[float]:
     """Tokens a second of every repeat."""
-    return [
-        sum(len(line["token_ids"]) for line in part) / sum(line["seconds"] for line in part)
-        for part in _by_repeat(lines)
-    ]
+    return [part["new_tokens"] / sum(part[name] for name in seconds) for part in own]
 
 
 def _ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
-def _row(lines: list[dict[str, Any]], items: Sequence[Item]) -> dict[str, Any]:
-    speeds, parts = _speeds(lines), _by_repeat(lines)
-    first = parts[0]
+def _row(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    first, speeds = own[0], _rates(own, "seconds")
     row: dict[str, Any] = {
-        "items": len(first),
-        "repeats": len(speeds),
-        "new_tokens": sum(len(line["token_ids"]) for line in first),
+        "items": first["items"],
+        "repeats": len(own),
+        "new_tokens": first["new_tokens"],
         "tokens_per_s": statistics.median(speeds),
         "tokens_per_s_spread": [min(speeds), max(speeds)],
-        "quality": score([items[line["item"]] for line in first], [line["text"] for line in first]),
+        "quality": first["quality"],
+        "acceptance_length": statistics.median(
+            (part["new_tokens"] - part["items"]) / max(1, part["passes"]) for part in own
+        ),
     }
-    passes = [sum(line["passes"] for line in part) for part in parts]
-    row["acceptance_length"] = statistics.median(
-        sum(len(line["token_ids"]) - 1 for line in part) / max(1, count)
-        for part, count in zip(parts, passes, strict=True)
-    )
-    if lines[0]["stats"]:
+    if "draft_s" in first:
         for name in ("draft", "verify", "overhead"):
             row[f"{name}_ms_per_pass"] = statistics.median(
-                1e3 * _seconds(part, name) / max(1, count)
-                for part, count in zip(parts, passes, strict=True)
+                1e3 * part[f"{name}_s"] / max(1, part["passes"]) for part in own
             )
         for name in ("vision", "prefill"):
             row[f"{name}_ms"] = statistics.median(
-                1e3 * _seconds(part, name) / len(part) for part in parts
+                1e3 * part[f"{name}_s"] / part["items"] for part in own
             )
     return row
 
 
-def _seconds(lines: list[dict[str, Any]], name: str) -> float:
-    return sum(line["stats"][f"{name}_s"] for line in lines)
+def digest(items: Sequence[Item]) -> str:
+    """Of questions and pictures: scenes look different where other fonts are installed."""
+    whole = hashlib.sha256()
+    for item in items:
+        whole.update(item.question.encode() + item.image.tobytes())
+    return whole.hexdigest()[:16]
 
 
-def _model_speeds(lines: list[dict[str, Any]]) -> list[float]:
-    """Tokens a second of every repeat if nothing but running the models took time."""
-    return [
-        sum(len(line["token_ids"]) for line in part) / sum(_seconds(part, name) for name in MODELS)
-        for part in _by_repeat(lines)
-    ]
+def result_so_far(path: Path, fixed: dict[str, Any]) -> dict[str, Any]:
+    """The result that is being added to; a new one where there is none.
+
+    Args:
+        fixed: what all its repeats have in common.
+    """
+    kept = json.loads(path.read_text()) if path.exists() else {**fixed, "repeats": []}
+    for name, value in fixed.items():
+        if kept.get(name) != value:
+            sys.exit(
+                f"{path} holds a result of another {name}; move it away, or give another --out"
+            )
+    return kept
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """Rows are made anew of all repeats."""
+    machines = [repeat["machine"] for repeat in result["repeats"]]
+    flags = [flag for flag in machines[0]["flags"] if all(flag in m["flags"] for m in machines)]
+    rows = summarise([repeat["parts"] for repeat in result["repeats"]])
+    first = {key: result["repeats"][0][key] for key in ("machine", "commit", "date", "trees")}
+    common = {"threads": machines[0]["threads"], "flags": flags}
+    whole = {**result, **first, "rows": [row | common for row in rows]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(whole, indent=1) + "\n")
 
 
 def main(argv: Iterable[str] | None = None) -> None:
@@ -424,9 +457,10 @@ def main(argv: Iterable[str] | None = None) -> None:
     parser.add_argument("--target", default="embedded", help="'embedded' or a folder")
     parser.add_argument("--drafts", type=Path, default=DRAFTS, help="folder of the other drafts")
     parser.add_argument("--data", type=Path, help="folder with flickr8k/, for photographs")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="which (all)")
     parser.add_argument("--items", type=int, default=100, help="items a task (100)")
     parser.add_argument("--choosing", type=int, default=4, help="items a task to choose trees on")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds (3)")
+    parser.add_argument("--repeats", type=int, default=3, help="that the result should hold (3)")
     parser.add_argument("--threads", type=int, default=2, help="threads that torch may use (2)")
     parser.add_argument("--work", type=Path, required=True, help="folder of the single answers")
     parser.add_argument("--out", type=Path, required=True, help="where the result goes, as JSON")
@@ -434,7 +468,7 @@ def main(argv: Iterable[str] | None = None) -> None:
     torch.set_num_threads(given.threads)
 
     asked = held_out(given.data, given.items + given.choosing)
-    by_task = {task: [item for item in asked if item.task == task] for task in TASKS}
+    by_task = {task: [item for item in asked if item.task == task] for task in given.tasks}
     items = [item for found in by_task.values() for item in found[: given.items]]
     others = [item for found in by_task.values() for item in found[given.items :]]
     # A tree that runs uncompiled because too many were compiled would be measured as slow.
@@ -443,38 +477,44 @@ def main(argv: Iterable[str] | None = None) -> None:
     if given.target == "embedded":
         drafts["vispec"] = locate("embedded", "draft")
     folders = {"target": locate(given.target, "target")} | drafts
-    facts = {
+    fixed = {
+        "command": f"python benchmarks/embedded_cpu.py --target {given.target}"
+        f" --items {given.items} --choosing {given.choosing} --threads {given.threads}"
+        f" --tasks {' '.join(given.tasks)}" + (" --data DIR" if given.data else ""),
         "weights": {name: fingerprint(folder) for name, folder in folders.items()},
-        "items": [given.items, given.choosing, len(items)],
-        "machine": conditions(),
+        "items": [given.items, given.choosing, len(items), digest(items)],
         "source": source(*CODE),
     }
+    machine = conditions()
     # Now: others may commit while this runs, but what was imported stays.
     running = commit()
     try:
-        claim(given.work, facts)
+        claim(given.work, {**fixed, "machine": machine})
     except VispecError as error:
         sys.exit(str(error))
+    result = result_so_far(given.out, fixed)
+    chosen = given.work / "trees.json"
+    if result["repeats"] and not chosen.exists():
+        chosen.write_text(json.dumps(result["repeats"][0]["trees"]) + "\n")
     target = load_target(given.target)
-    methods, trees = build(target, drafts, items, others, given.work / "trees.json")
+    methods, trees = build(target, drafts, items, others, chosen)
     file = given.work / "answers.jsonl"
-    lines = measure(methods, items, given.repeats, file, partial(logit_gap, target))
-    result = {
-        "command": f"python benchmarks/embedded_cpu.py --target {given.target}"
-        f" --items {given.items} --choosing {given.choosing} --repeats {given.repeats}"
-        f" --threads {given.threads}" + (" --data DIR" if given.data else ""),
-        "date": time.strftime("%Y-%m-%d"),
-        "dtype": str(target.dtype).removeprefix("torch."),
-        "commit": running,
-        **facts,
-        "trees": trees,
-        "rows": [
-            row | {name: facts["machine"][name] for name in ("threads", "flags")}
-            for row in summarise(lines, items)
-        ],
-    }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(result, indent=1) + "\n")
+    if len(result["repeats"]) < given.repeats:
+        warm_up(methods, items)
+    for repeat in range(len(result["repeats"]), given.repeats):
+        lines = measure(methods, items, repeat, file, partial(logit_gap, target))
+        result["dtype"] = str(target.dtype).removeprefix("torch.")
+        result["repeats"].append(
+            {
+                "date": time.strftime("%Y-%m-%d"),
+                "machine": machine,
+                "commit": running,
+                "trees": trees,
+                "parts": parts(lines, items),
+            }
+        )
+        write_result(given.out, result)
+    result = json.loads(given.out.read_text())
     for row in result["rows"]:
         print(
             f"T={row['temperature']:.0f} {row['task']:<8} {row['method']:<18}"

@@ -80,6 +80,10 @@ def headline(result: dict[str, Any]) -> str:
 def conditions(result: dict[str, Any]) -> str:
     """What the headline was measured on, and what a cycle is made of."""
     machine, rows = result["machine"], result["rows"]
+    days = {repeat["date"] for repeat in result.get("repeats", [])}
+    places = dict.fromkeys(r["machine"]["processor"] for r in result.get("repeats", []))
+    processors = ", ".join(places or [machine["processor"]])
+    when = f" (on {len(days)} days)" if len(days) > 1 else ""
     ours = [r for r in rows if r["method"] == "vispec" and r["temperature"] == 0]
     spread = max(
         (most - least) / row["speedup_vs_generate"]
@@ -93,8 +97,8 @@ def conditions(result: dict[str, Any]) -> str:
     return (
         f"Tokens a second over whole answers, from the decoded picture to the text, one request at "
         f"a time: {ours[0]['items']} held-out items a task, {ours[0]['repeats']} rounds in which "
-        f"the methods take turns, medians; the rounds' speedups differ by up to {spread:.0%}. "
-        f"{machine['threads']} threads of {machine['processor']} "
+        f"the methods take turns{when}, medians; the rounds' speedups differ by up to "
+        f"{spread:.0%}. {machine['threads']} threads of {processors} "
         f"({', '.join(machine['flags'])}), {result['dtype']}, torch {machine['torch']}, "
         f"transformers {machine['transformers']}. A greedy cycle takes {passes[0]:.1f} ms of "
         f"drafting, {passes[1]:.1f} ms of verification and {passes[2]:.1f} ms of everything else. "
@@ -133,16 +137,40 @@ def acceptance(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def measured(name: str) -> dict[str, Any] | None:
+    """Results `NAME.json` and `NAME-….json` as one; each has other tasks."""
+    results = [json.loads(p.read_text()) for p in sorted(RESULTS.glob(f"{name}*.json"))]
+    if not results:
+        return None
+    lists = {
+        key: [each for result in results for each in result.get(key, [])]
+        for key in ("rows", "repeats")
+    }
+    return {**results[-1], **lists}
+
+
+def conformance(report: dict[str, Any]) -> str:
+    """What every family was asked, and what it answered."""
+    questions = list(next(iter(report["families"].values())))
+    lines = ["| family | " + " | ".join(questions) + " |", "|---" * (len(questions) + 1) + "|"]
+    words = {"yes": "yes", "no": "**no**", "none": "–"}
+    lines += [
+        f"| {family} | " + " | ".join(words[asked[q]] for q in questions) + " |"
+        for family, asked in report["families"].items()
+    ]
+    return "\n".join(lines)
+
+
 def sections() -> dict[str, str]:
     """What belongs between the README's marks, by mark."""
     found = {}
     for name, parts in (
         ("embedded-cpu", {"speed": headline, "conditions": conditions}),
         ("embedded-quality", {"sight": sight, "acceptance": acceptance}),
+        ("conformance", {"conformance": conformance}),
     ):
-        path = RESULTS / f"{name}.json"
-        if path.exists():
-            result = json.loads(path.read_text())
+        result = measured(name)
+        if result is not None:
             found |= {mark: part(result) for mark, part in parts.items()}
     return found
 
@@ -220,8 +248,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     page = ROOT / "README.md"
     before = page.read_text(encoding="utf-8")
     after = written(before, sections())
-    path = RESULTS / "embedded-cpu.json"
-    result = json.loads(path.read_text()) if path.exists() else None
+    result = measured("embedded-cpu")
     if given.check:
         drawn = result is None or (PICTURE.exists() and digest(result) in PICTURE.read_text())
         if after != before or not drawn:

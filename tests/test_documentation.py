@@ -13,7 +13,13 @@ from vispec.cli import demo, generate, info
 from vispec.cli.parser import Parser
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "src/vispec/assets/README.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/new-family.md",
+    "src/vispec/assets/README.md",
+)
 
 
 def blocks(page: str, language: str) -> list[str]:

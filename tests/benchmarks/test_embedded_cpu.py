@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,17 @@ def answering(seconds: float, text: str, passes: int = 0) -> Any:
     return method
 
 
-def measure(methods: dict[str, Any], repeats: int, file: Path) -> list[dict[str, Any]]:
-    return bench.measure(methods, ITEMS, repeats, file, lambda item, ours, theirs: 0.25)
+def measure(methods: dict[str, Any], repeats: int, file: Path) -> list[list[dict[str, Any]]]:
+    """The lines of every repeat."""
+    return [
+        bench.measure(methods, ITEMS, repeat, file, lambda item, ours, theirs: 0.25)
+        for repeat in range(repeats)
+    ]
+
+
+def rows_of(repeats: list[list[dict[str, Any]]]) -> dict[tuple[float, str], dict[str, Any]]:
+    rows = bench.summarise([bench.parts(lines, ITEMS) for lines in repeats])
+    return {(row["temperature"], row["method"]): row for row in rows}
 
 
 METHODS = {
@@ -48,8 +58,8 @@ METHODS = {
 
 
 def test_speeds_are_ratios_to_generate_and_to_the_fastest_plain_loop(tmp_path: Path) -> None:
-    lines = measure(METHODS, 3, tmp_path / "answers.jsonl")
-    rows = {(r["temperature"], r["method"]): r for r in bench.summarise(lines, ITEMS)}
+    repeats = measure(METHODS, 3, tmp_path / "answers.jsonl")
+    rows = rows_of(repeats)
     assert set(rows) == {(t, name) for t in (0.0, 1.0) for name in METHODS}
     row = rows[0.0, "vispec"]
     assert row["items"] == 2
@@ -72,8 +82,8 @@ def test_what_is_attainable_is_what_the_models_take_beside_a_plain_loop_of_the_s
     tmp_path: Path,
 ) -> None:
     methods = METHODS | {"plain-compiled": answering(0.4, "It is red.", passes=6)}
-    lines = measure(methods, 1, tmp_path / "answers.jsonl")
-    rows = {(r["temperature"], r["method"]): r for r in bench.summarise(lines, ITEMS)}
+    repeats = measure(methods, 1, tmp_path / "answers.jsonl")
+    rows = rows_of(repeats)
     row = rows[0.0, "vispec"]
     assert row["same_mode"] == "plain-compiled"
     # Models take four tenths of an answer's quarter of a second.
@@ -86,8 +96,8 @@ def test_answers_that_differ_from_the_reference_are_counted(tmp_path: Path) -> N
     def other(item: Item, temperature: float, seed: int) -> Any:
         return bench.Answer(0.1, [1, 2], "Red.", 1)
 
-    lines = measure(METHODS | {"eagle": other}, 1, tmp_path / "answers.jsonl")
-    rows = {(r["temperature"], r["method"]): r for r in bench.summarise(lines, ITEMS)}
+    repeats = measure(METHODS | {"eagle": other}, 1, tmp_path / "answers.jsonl")
+    rows = rows_of(repeats)
     assert rows[0.0, "eagle"]["identical"] == 0
     assert rows[0.0, "eagle"]["largest_gap"] == 0.25
     assert rows[0.0, "vispec"]["largest_gap"] == 0
@@ -96,18 +106,17 @@ def test_answers_that_differ_from_the_reference_are_counted(tmp_path: Path) -> N
 def test_sampled_text_is_compared_with_the_plain_loops_and_not_with_generates(
     tmp_path: Path,
 ) -> None:
-    lines = measure(METHODS, 1, tmp_path / "answers.jsonl")
-    rows = {(r["temperature"], r["method"]): r for r in bench.summarise(lines, ITEMS)}
+    repeats = measure(METHODS, 1, tmp_path / "answers.jsonl")
+    rows = rows_of(repeats)
     assert "identical" not in rows[1.0, "generate"]
     assert rows[1.0, "vispec"]["identical"] == 2
 
 
 def test_a_slow_repeat_changes_no_median(tmp_path: Path) -> None:
-    lines = measure(METHODS, 3, tmp_path / "answers.jsonl")
-    for line in lines:
-        if line["repeat"] == 1:
-            line["seconds"] *= 10
-    rows = {(r["temperature"], r["method"]): r for r in bench.summarise(lines, ITEMS)}
+    repeats = measure(METHODS, 3, tmp_path / "answers.jsonl")
+    for line in repeats[1]:
+        line["seconds"] *= 10
+    rows = rows_of(repeats)
     assert rows[0.0, "vispec"]["tokens_per_s"] == pytest.approx(28)
     assert rows[0.0, "vispec"]["tokens_per_s_spread"] == pytest.approx([2.8, 28])
     assert rows[0.0, "vispec"]["speedup_vs_generate"] == pytest.approx(4)
@@ -115,11 +124,11 @@ def test_a_slow_repeat_changes_no_median(tmp_path: Path) -> None:
 
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     file = tmp_path / "answers.jsonl"
-    whole = measure(METHODS, 2, file)
+    whole = list(chain.from_iterable(measure(METHODS, 2, file)))
     kept = file.read_text().splitlines(keepends=True)
     # Three rounds, one that lacks a method, and a line that is cut.
     file.write_text("".join(kept[: len(METHODS) * 4 - 1]) + kept[-1][:20])
-    again = measure(METHODS, 2, file)
+    again = list(chain.from_iterable(measure(METHODS, 2, file)))
 
     def places(lines: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
         return sorted((x["repeat"], x["temperature"], x["item"], x["method"]) for x in lines)
@@ -160,10 +169,20 @@ def test_every_method_answers_and_the_result_says_what_it_depends_on(
         assert rows[0.0, name]["acceptance_length"] >= 1
     for part in ("weights", "machine", "commit", "source", "trees", "date", "dtype", "command"):
         assert result[part]
+    assert rows[0.0, "vispec"]["threads"] == result["machine"]["threads"]
     assert set(result["weights"]) == {"target", "vispec", "eagle", "eagle-text"}
     # Nothing is left to ask, and nothing of another run is taken for this one's.
     again = (tmp_path / "work" / "answers.jsonl").read_text()
     bench.main(command)
     assert (tmp_path / "work" / "answers.jsonl").read_text() == again
+    assert json.loads(out.read_text()) == result
+    # Another day, or another machine: a second repeat beside the first, with the same trees.
+    bench.main([*command[:-6], "--repeats", "2", "--work", str(tmp_path / "new"), *command[-2:]])
+    more = json.loads(out.read_text())
+    assert [repeat["trees"] for repeat in more["repeats"]] == [result["trees"]] * 2
+    assert more["repeats"][0] == result["repeats"][0]
+    assert all(row["repeats"] == 2 for row in more["rows"])
     with pytest.raises(SystemExit, match="another run"):
         bench.main([*command, "--threads", "1"])
+    with pytest.raises(SystemExit, match="another command"):
+        bench.main([*command, "--threads", "1", "--work", str(tmp_path / "other")])

@@ -17,9 +17,11 @@ from torch import Tensor
 import tiny
 import vispec
 from families import FAMILIES, IMAGE, VIDEO, Family
+from vispec.adapters import QueryAdapter
 from vispec.decoding.loop import Job, run
 from vispec.decoding.sampling import Chooser, Sampling
 from vispec.decoding.tree import SampledShape, TreeShape
+from vispec.drafts import Eagle3Config, Eagle3Draft, EagleConfig, EagleDraft
 from vispec.loading import load_target
 from vispec.targets import Target, wrap
 
@@ -29,21 +31,37 @@ NEW = 14
 every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 
 
-def shown(family: Family, index: int) -> list[str]:
-    """What the prompts of a test show: nothing, one image, several, and videos where there are."""
-    if family.image is None:
-        return []
-    kinds = [[], ["image"], ["image", "image"]]
-    if family.video is not None:
-        apart = family.name == "glm46v"  # its own code takes one kind a prompt
-        kinds += [["video"], ["video", "video"] if apart else ["image", "video"]]
-    return kinds[index % len(kinds)]
+SHOWN = {
+    "nothing": [[]],
+    "an image": [["image"]],
+    "images": [["image", "image"], ["image", "image", "image"]],
+    "videos": [["video"], ["image", "video"], ["video", "video"]],
+}
+"""What prompts show."""
 
 
-def prompts(family: Family, count: int, seed: int) -> list[dict[str, Tensor]]:
-    generator, draw = torch.Generator().manual_seed(seed), random.Random(seed)
+def shown(family: Family, what: str | None = None) -> list[list[str]]:
+    """What the prompts of a test show in turn, as far as the family takes it."""
+    kinds = SHOWN[what] if what else [each for kinds in SHOWN.values() for each in kinds]
+    takes = {"image": family.image, "video": family.video}
+    apart = family.name == "glm46v"  # its own code takes one kind a prompt
     return [
-        family.prompt(generator, shown(family, i), text=draw.randrange(3, 12)) for i in range(count)
+        each
+        for each in kinds
+        if all(takes[kind] is not None for kind in each) and not (apart and len(set(each)) > 1)
+    ]
+
+
+def prompts(
+    family: Family, count: int, seed: int, what: str | None = None
+) -> list[dict[str, Tensor]]:
+    generator, draw = torch.Generator().manual_seed(seed), random.Random(seed)
+    kinds = shown(family, what)
+    if not kinds:
+        pytest.skip(f"it takes no {what}")
+    return [
+        family.prompt(generator, kinds[i % len(kinds)], text=draw.randrange(3, 12))
+        for i in range(count)
     ]
 
 
@@ -80,12 +98,13 @@ def oracle(asked: list[dict[str, Tensor]], truth: list[list[int]]) -> tiny.Oracl
     return tiny.Oracle(known, seed=3)
 
 
+@pytest.mark.parametrize("what", SHOWN)
 @every_family
-def test_greedy_text_is_generates_own_in_every_tree_and_batch(family: Family) -> None:
+def test_greedy_text_is_generates_own_in_every_tree_and_batch(family: Family, what: str) -> None:
     target = wrap(family.model(), None)
-    asked = prompts(family, 10, seed=1)
+    asked = prompts(family, 6, seed=1, what=what)
     expected = [generated(family, inputs) for inputs in asked]
-    assert len({tuple(text) for text in expected}) > 3, "the model says the same of everything"
+    assert len({tuple(text) for text in expected}) > 2, "the model says the same of everything"
     draft = oracle(asked, expected)
     for slots, shape in (
         (1, TreeShape(12, 5, 3)),
@@ -111,7 +130,7 @@ def test_seeded_sampling_is_the_plain_loops(family: Family) -> None:
 
 @every_family
 def test_a_batch_inside_generate_is_generates_own(family: Family) -> None:
-    asked = prompts(family, 4, seed=4)
+    asked = prompts(family, 5, seed=4)
     if family.name == "glm46v":  # its own code takes one kind a batch
         asked = [p for p in asked if "pixel_values_videos" not in p]
     batch = family.batch(asked)
@@ -122,6 +141,42 @@ def test_a_batch_inside_generate_is_generates_own(family: Family) -> None:
     draft.truth = _AnyPrompt()
     found = model.generate(**batch, **options, custom_generate=vispec.speculative(draft))
     assert torch.equal(found, expected)
+
+
+DRAFTS = {
+    "ViSpec": lambda target: _eagle(target, queries=3),
+    "EAGLE": lambda target: _eagle(target, queries=None),
+    "EAGLE-3": lambda target: _eagle3(target),
+}
+
+
+@pytest.mark.parametrize("kind", DRAFTS)
+@every_family
+def test_every_kind_of_draft_leaves_the_text_as_it_is(family: Family, kind: str) -> None:
+    target = wrap(family.model(), None)
+    draft = DRAFTS[kind](target).to(target.dtype).eval().requires_grad_(False)
+    draft.check(target)
+    asked = prompts(family, 6, seed=9)
+    expected = answers(target, None, jobs(target, asked), TreeShape(), 3)
+    assert answers(target, draft, jobs(target, asked), TreeShape(9, 3, 3), 3) == expected
+    # Trees of chance are rarely right, but they are there.
+    proposed = jobs(target, asked)
+    assert answers(target, draft, proposed, TreeShape(30, 2, 8), 2) == expected
+
+
+def _eagle(target: Target, queries: int | None) -> EagleDraft:
+    torch.manual_seed(1)
+    size = target.hidden_size
+    adapter = QueryAdapter(size, 4, queries) if queries else None
+    return EagleDraft(EagleConfig(size, 48, 4, 2, target.vocab_size), adapter)
+
+
+def _eagle3(target: Target) -> Eagle3Draft:
+    torch.manual_seed(2)
+    size, vocabulary = target.hidden_size, target.vocab_size
+    layers = (0, 1, target.text_config.num_hidden_layers)
+    config = Eagle3Config(size, 48, 4, 2, vocabulary, vocabulary // 2, aux_layers=layers)
+    return Eagle3Draft(config, torch.arange(0, vocabulary, 2))
 
 
 class _AnyPrompt(dict[str, list[int]]):
@@ -138,8 +193,7 @@ def test_images_and_videos_are_found_where_they_lie(family: Family) -> None:
         pytest.skip("a text model")
     target = wrap(family.model(), None)
     generator = torch.Generator().manual_seed(5)
-    for index in range(10):
-        kinds = shown(family, index)
+    for kinds in shown(family) * 2:
         prompt = target.prompt(dict(family.prompt(generator, kinds)))
         prefill = target.prefill(prompt, target.new_cache(1, 256), 0)
         ids = torch.tensor(prompt.ids)
@@ -157,7 +211,7 @@ def test_images_and_videos_are_found_where_they_lie(family: Family) -> None:
 @torch.inference_mode()
 def test_features_are_the_hidden_states_of_the_layers_asked_for(family: Family) -> None:
     target = wrap(family.model(), None)
-    asked = prompts(family, 2, seed=6)[-1]
+    asked = prompts(family, 3, seed=6)[-1]
     prompt = target.prompt(dict(asked))
     count = target.text_config.num_hidden_layers
     with torch.inference_mode():
