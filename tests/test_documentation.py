@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vispec.cli import demo, generate, info
+from vispec.cli import demo, export, generate, info
 from vispec.cli.parser import Parser
 
 ROOT = Path(__file__).parent.parent
@@ -17,6 +17,7 @@ PAGES = (
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "docs/checkpoints.md",
     "docs/new-family.md",
     "src/vispec/assets/README.md",
 )
@@ -31,9 +32,9 @@ def blocks(page: str, language: str) -> list[str]:
 def test_every_command_of_the_readme_is_understood() -> None:
     parser = Parser(prog="vispec")
     verbs = parser.add_subparsers(required=True)
-    for verb in (generate, demo, info):
+    for verb in (generate, demo, info, export):
         verb.add(verbs)
-    lines = "\n".join(blocks("README.md", "bash"))
+    lines = "\n".join(block for page in PAGES for block in blocks(page, "bash"))
     commands = re.findall(r"(?:^|\| )(vispec .*)$", lines, re.MULTILINE)
     assert len(commands) >= 5
     for command in commands:

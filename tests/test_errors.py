@@ -9,7 +9,6 @@ import pytest
 
 from vispec import errors
 from vispec.errors import (
-    AttentionError,
     CheckpointError,
     ConversationError,
     DraftMismatchError,
@@ -33,7 +32,6 @@ EXAMPLES = [
     PromptTooLongError(5000, 4096, image_tokens=2880),
     SamplingError("temperature", -1.0, "a number of at least 0"),
     UnsupportedLogitsProcessorError("Watermark", "it keeps state between calls"),
-    AttentionError("flash_attention_2"),
 ]
 
 
@@ -72,7 +70,6 @@ def test_errors_are_value_errors_of_one_family_and_survive_pickling(error: Vispe
                 ["5000", "2880", "4096", "fewer or smaller images"],
                 ["temperature", "-1.0", "at least 0"],
                 ["Watermark", "keeps state", "speculate=False"],
-                ["flash_attention_2", "prefill", "sdpa", "eager"],
             ],
             strict=True,
         )

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlavaForConditionalGeneration
+from transformers import LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
 
 import talking
 import tiny
 import vispec
 from vispec.adapters import QueryAdapter
+from vispec.checkpoints import block as block_format
+from vispec.checkpoints import eagle3 as eagle3_format
 from vispec.checkpoints import vispec as vispec_format
 from vispec.decoding.tree import TreeShape
-from vispec.drafts import EagleConfig, EagleDraft
+from vispec.drafts import Eagle3Config, Eagle3Draft, EagleConfig, EagleDraft
+from vispec.drafts.block import BlockConfig, BlockNetwork
 from vispec.errors import (
-    AttentionError,
     CheckpointError,
+    ConversationError,
     DraftMismatchError,
     UnsupportedFamilyError,
 )
@@ -220,13 +225,6 @@ def test_an_unknown_family_is_told_which_there_are(tmp_path: Path, model_type: s
     assert str(tmp_path) in str(error.value)
 
 
-def test_flash_attention_is_refused_by_name(folder: Path) -> None:
-    model = tiny.llava()
-    model.config.get_text_config()._attn_implementation = "flash_attention_2"
-    with pytest.raises(AttentionError, match="'flash_attention_2' cannot take a tree mask"):
-        vispec.load(model, processor=talking.processor())
-
-
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_wanted_attention_is_taken(folder: Path, attention: str) -> None:
     engine = vispec.load(folder, attn_implementation=attention)
@@ -255,3 +253,111 @@ def test_a_target_cut_short_is_a_checkpoint_error(folder: Path, tmp_path: Path) 
     with pytest.raises(CheckpointError) as error:
         vispec.load(tmp_path)
     assert str(tmp_path) in str(error.value)
+
+
+def test_a_block_draft_is_read_but_not_drafted_with(folder: Path, tmp_path: Path) -> None:
+    config = BlockConfig(tiny.HIDDEN, 64, 4, 2, tiny.VOCAB, tiny.VOCAB, 5, 3, (1, 2))
+    block_format.write(BlockNetwork(config), tmp_path)
+    with pytest.raises(CheckpointError, match=r"is a block draft \(dflash\)"):
+        vispec.load(folder, tmp_path)
+
+
+def test_an_eagle3_draft_from_a_folder_says_what_the_target_says(
+    folder: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(3)
+    config = Eagle3Config(tiny.HIDDEN, 64, 4, 2, tiny.VOCAB, 20, aux_layers=(0, 1, 2))
+    eagle3_format.write(Eagle3Draft(config, torch.arange(0, 40, 2)), tmp_path)
+    asked = {"images": [talking.picture(0)], "max_new_tokens": 12, "temperature": 0}
+    drafted = vispec.load(folder, tmp_path, dtype=torch.float64).generate("the cat", **asked)
+    assert drafted.token_ids == (
+        vispec.load(folder, dtype=torch.float64).generate("the cat", **asked).token_ids
+    )
+
+
+def test_a_speculator_of_an_unknown_kind_is_named(tmp_path: Path, folder: Path) -> None:
+    config = {"speculators_model_type": "peagle"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"fc.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"'peagle'.*\n.*eagle3, dflash and dspark"):
+        vispec.load(folder, tmp_path)
+
+
+# --- Models of text alone, and models that are changed --------------------------------------------
+
+
+@pytest.fixture
+def text_model(tmp_path: Path) -> Path:
+    """A Llama on disk, with a template that joins strings."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=tiny.VOCAB,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    model = LlamaForCausalLM(config)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(tmp_path)
+    tokenizer = copy.deepcopy(talking.tokenizer())
+    tokenizer._processor_class = None  # it may have been saved with one before
+    tokenizer.chat_template = "<s>{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}"
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_text_model_is_loaded_and_asked(text_model: Path) -> None:
+    engine = vispec.load(text_model, dtype=torch.float64)
+    turns = [{"role": "user", "content": [{"type": "text", "text": "the cat"}]}]
+    found = engine.generate(turns, max_new_tokens=8, temperature=0)
+    ids = engine.target.tokenizer("<s>the cat\n", return_tensors="pt", add_special_tokens=False)
+    expected = engine.target.model.generate(**ids, max_new_tokens=8, do_sample=False)
+    assert found.token_ids == expected[0, ids["input_ids"].shape[1] :].tolist()
+    again = engine.generate("the cat", max_new_tokens=8, temperature=0)
+    assert again.token_ids == found.token_ids
+    with pytest.raises(ConversationError, match="text model"):
+        engine.generate("the cat", images=[talking.picture(0)])
+
+
+def test_a_device_map_is_passed_on(folder: Path) -> None:
+    placed = vispec.load(folder, device_map={"": "cpu"}, dtype=torch.float64)
+    expected = vispec.load(folder, dtype=torch.float64)
+    asked = {"images": [talking.picture(0)], "max_new_tokens": 8, "temperature": 0}
+    assert placed.generate("the cat", **asked).token_ids == (
+        expected.generate("the cat", **asked).token_ids
+    )
+
+
+def test_a_draft_that_is_of_no_use_is_told_of_once(folder: Path) -> None:
+    draft, tree = tiny.Oracle(_Nothing(), hit=0.0), TreeShape(2, 1, 1)
+    engine = vispec.load(folder, draft, dtype=torch.float64, tree=tree)
+    asked = {"max_new_tokens": 80, "temperature": 0, "ignore_eos": True}
+    with pytest.warns(UserWarning, match=r"'oracle' \d+ tokens were accepted in \d+ passes"):
+        first = engine.generate("the cat", **asked)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert engine.generate("the cat", **asked).token_ids == first.token_ids
+
+
+def test_short_answers_add_up_until_they_say_something(folder: Path) -> None:
+    draft = tiny.Oracle(_Nothing(), hit=0.0)
+    draft.trained_for = "someone/else"  # type: ignore[attr-defined]
+    engine = vispec.load(folder, draft, dtype=torch.float64, tree=TreeShape(2, 1, 1))
+    asked = {"max_new_tokens": 40, "temperature": 0, "ignore_eos": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine.generate("the cat", **asked)
+    with pytest.warns(UserWarning, match="its checkpoint says 'someone/else'"):
+        engine.generate("the cat", **asked)
+
+
+class _Nothing(dict[str, list[int]]):
+    def __missing__(self, key: str) -> list[int]:
+        return [0]

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from vispec.decoding.text import Piece
     from vispec.decoding.tree import SampledShape, TreeShape
     from vispec.errors import VispecError
+    from vispec.hub import Card, from_pretrained, push_to_hub, save_pretrained
     from vispec.loading import load
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Card",
     "Engine",
     "Piece",
     "Request",
@@ -32,11 +34,15 @@ __all__ = [
     "Stream",
     "TreeShape",
     "VispecError",
+    "from_pretrained",
     "load",
+    "push_to_hub",
+    "save_pretrained",
     "speculative",
 ]
 
 _HOME = {
+    "Card": "hub",
     "Engine": "decoding.engine",
     "Piece": "decoding.text",
     "Request": "decoding.engine",
@@ -47,7 +53,10 @@ _HOME = {
     "Stream": "decoding.engine",
     "TreeShape": "decoding.tree",
     "VispecError": "errors",
+    "from_pretrained": "hub",
     "load": "loading",
+    "push_to_hub": "hub",
+    "save_pretrained": "hub",
     "speculative": "custom_generate",
 }
 

@@ -27,11 +27,13 @@ from transformers.generation import GenerateDecoderOnlyOutput
 
 from vispec.decoding.loop import Job, run
 from vispec.decoding.sampling import Chooser, reads_text
+from vispec.decoding.stats import Watch
 from vispec.decoding.tree import TreeShape
 from vispec.drafts.base import Draft
 from vispec.errors import SamplingError
 from vispec.loading import load_draft
 from vispec.targets import Target, wrap
+from vispec.targets.batches import split_batch
 
 _RECORDS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 
@@ -41,6 +43,7 @@ def speculative(
     tree: TreeShape | None = None,
     *,
     max_batch: int = 8,
+    allow_pickle: bool = False,
 ) -> Callable[..., Tensor | GenerateDecoderOnlyOutput]:
     """A decoding loop for `generate(custom_generate=…)`.
 
@@ -51,21 +54,25 @@ def speculative(
         draft: a folder, a hub name, or a draft object; None decodes plainly.
         tree: budget of the draft trees; by default what the draft's checkpoint recommends.
         max_batch: rows decoded at the same time.
+        allow_pickle: read a draft's pickled weights where there are no safetensors; opening them
+            can run code.
 
     Returns:
         what to pass as `custom_generate`.
     """
-    loaded: dict[int, tuple[Target, Draft | None, TreeShape]] = {}
+    loaded: dict[int, tuple[Target, Draft | None, TreeShape, Watch]] = {}
 
-    def prepare(model: PreTrainedModel) -> tuple[Target, Draft | None, TreeShape]:
+    def prepare(model: PreTrainedModel) -> tuple[Target, Draft | None, TreeShape, Watch]:
         if id(model) not in loaded:
             target = wrap(model, None)
             advice, proposer = None, draft
             if isinstance(draft, str | os.PathLike):
-                proposer, advice = load_draft(draft, target)
+                proposer, advice = load_draft(draft, target, pickled=allow_pickle)
             elif draft is not None:
                 draft.check(target)
-            loaded[id(model)] = target, proposer, tree or advice or TreeShape()  # type: ignore[assignment]
+            assert not isinstance(proposer, str | os.PathLike)
+            shape = tree or advice or TreeShape()
+            loaded[id(model)] = target, proposer, shape, Watch(proposer, target)
         return loaded[id(model)]
 
     def decode(
@@ -79,11 +86,13 @@ def speculative(
         **model_kwargs: Any,
     ) -> Tensor | GenerateDecoderOnlyOutput:
         _refuse(generation_config, model_kwargs, stream_to, len(input_ids))
-        target, proposer, shape = prepare(model)
+        target, proposer, shape, watch = prepare(model)
         sample = bool(generation_config.do_sample)
         seeds = torch.randint(2**62, (len(input_ids),)).tolist() if sample else [0] * len(input_ids)
         limit = generation_config.max_length - input_ids.shape[1]
-        rows = zip(input_ids.tolist(), target.rows(input_ids, model_kwargs), seeds, strict=True)
+        rows = zip(
+            input_ids.tolist(), split_batch(target, input_ids, model_kwargs), seeds, strict=True
+        )
         jobs = []
         for index, (row, inputs, seed) in enumerate(rows):
             processors = _of_row(logits_processor, index, len(input_ids))
@@ -106,6 +115,8 @@ def speculative(
                 told = len(jobs[0].token_ids)
         if stream_to is not None:
             stream_to.end()
+        if proposer is not None:
+            watch.add(job.stats for job in jobs)
         longest = max(len(job.token_ids) for job in jobs)
         padding = generation_config._pad_token_tensor  # an end of sequence where there is no other
         pad = 0 if padding is None else int(padding)

@@ -233,18 +233,3 @@ class UnsupportedLogitsProcessorError(VispecError, ValueError):
         self.name = name
         fix = fix or "use a chain draft (tree width 1) or speculate=False with it"
         super().__init__(f"logits processor {name} cannot be used on a tree: {reason}; {fix}")
-
-
-class AttentionError(VispecError, ValueError):
-    """An attention implementation that cannot take the mask of a tree.
-
-    Attributes:
-        implementation: its Hugging Face name.
-    """
-
-    def __init__(self, implementation: str) -> None:
-        self.implementation = implementation
-        super().__init__(
-            f"attention implementation '{implementation}' cannot take a tree mask and can serve "
-            "the prefill only; load the target with attn_implementation='sdpa' or 'eager'"
-        )

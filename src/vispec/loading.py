@@ -6,7 +6,10 @@ import os
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoProcessor, PreTrainedModel
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.utils import is_torchvision_available
 
 from vispec.checkpoints.files import (
     locate,
@@ -20,7 +23,7 @@ from vispec.decoding.engine import Engine
 from vispec.decoding.tree import SampledShape, TreeShape
 from vispec.drafts.base import Draft
 from vispec.drafts.sequential import SequentialDraft
-from vispec.errors import AttentionError, CheckpointError
+from vispec.errors import CheckpointError
 from vispec.messages import Fetch
 from vispec.targets import Target, auto_class, family, wrap
 
@@ -33,7 +36,7 @@ def load(
     *,
     processor: Any = None,
     dtype: str | torch.dtype = "auto",
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
     tree: TreeShape | None = None,
     sampled: SampledShape | None = None,
     max_batch: int = 8,
@@ -51,7 +54,8 @@ def load(
             the embedded target, `"embedded"` is its draft.
         processor: of a model that is already loaded.
         dtype: of target and draft; `"auto"` takes the checkpoint's.
-        device: where both go.
+        device: where both go; `"auto"` is CUDA's first device, or the CPU where there is none. To
+            spread a model over several devices, pass `device_map` instead.
         tree: budget of the draft trees; by default what the draft's checkpoint recommends.
         sampled: shape of the trees for stochastic acceptance.
         max_batch: requests decoded at the same time.
@@ -88,7 +92,7 @@ def load_target(
     target: Name | PreTrainedModel | Target,
     processor: Any = None,
     dtype: str | torch.dtype = "auto",
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
     *,
     pickled: bool = False,
     **model_options: Any,
@@ -96,20 +100,26 @@ def load_target(
     """Load and wrap a target; see `load`."""
     if isinstance(target, Target):
         return target
+    adapters = getattr(target, "peft_config", None)
+    if adapters and hasattr(target, "get_base_model"):  # a PEFT model, which acts inside its base
+        if any(getattr(c, "is_prompt_learning", False) for c in adapters.values()):
+            raise CheckpointError(
+                "the PEFT model given",
+                "learns prompts, which act outside the model",
+                fix="Only adapters that change the model itself, such as LoRA, can be a target.",
+            )
+        target = target.get_base_model()
     if isinstance(target, PreTrainedModel):
         if processor is None:
-            processor = AutoProcessor.from_pretrained(target.name_or_path)
+            processor = _processor(target.name_or_path, target.config.model_type)
         return wrap(target, processor)
     name = locate(target, "target")
     model_type = read_config(name).get("model_type") or ""
     kind = family(model_type, os.fspath(target))
     options = {"attn_implementation": "sdpa"} | model_options
-    attention = options["attn_implementation"]
-    if isinstance(attention, str) and attention not in ("sdpa", "eager"):
-        raise AttentionError(attention)
     # A missing or damaged file is named before anything is loaded.
     shapes = {key: shape for key, shape, _ in tensor_headers(name, pickled=pickled)}
-    if model_type == "llama" and plan(read_config(name), shapes, name) is not None:
+    if plan(read_config(name), shapes, name) is not None:
         raise CheckpointError(
             os.fspath(target), "is a draft, not a target", fix="Give it as the draft."
         )
@@ -128,7 +138,7 @@ def load_target(
             **options,
         )
         if processor is None:
-            processor = AutoProcessor.from_pretrained(repository, **source, **code)
+            processor = _processor(repository, model_type, **source, **code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise CheckpointError(os.fspath(target), f"could not be loaded: {error}") from error
     misshapen = [
@@ -139,8 +149,49 @@ def load_target(
         raise CheckpointError(
             os.fspath(target), missing=sorted(report["missing_keys"]), misshapen=misshapen
         )
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     placed = "device_map" in options or getattr(model, "is_quantized", False)
     return kind((model if placed else model.to(device)).eval(), processor, os.fspath(target))
+
+
+def _processor(name: str, model_type: str, **options: Any) -> Any:
+    """A model's processor; without its part for videos where that cannot be had.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    if not name:
+        raise CheckpointError(
+            "the model given", "does not say where its processor is", fix="Pass processor=."
+        )
+    try:
+        return AutoProcessor.from_pretrained(name, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        # Hugging Face's video processors need torchvision, and take the whole processor along.
+        own = PROCESSOR_MAPPING_NAMES.get(model_type)
+        if is_torchvision_available() or own is None:
+            raise CheckpointError(
+                name, f"has no processor that can be loaded: {error}", fix="Pass processor=."
+            ) from error
+    try:
+        return _without_videos(getattr(transformers, own)).from_pretrained(name, **options)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise CheckpointError(
+            name,
+            f"has no processor that can be loaded: {error}",
+            fix="Install torchvision, which Hugging Face's processors of this family need, or pass"
+            " processor=.",
+        ) from error
+
+
+def _without_videos(kind: Any) -> Any:
+    """A processor's class, of whose parts the one for videos is left out."""
+
+    def parts(cls: Any) -> list[str]:
+        return [part for part in kind.get_attributes.__func__(cls) if "video" not in part]
+
+    return type(kind.__name__, (kind,), {"get_attributes": classmethod(parts)})
 
 
 def load_draft(
@@ -169,6 +220,7 @@ def load_draft(
     loaded = found.load(os.fspath(draft), read_tensors(name, pickled=pickled))
     assert isinstance(loaded, SequentialDraft)
     share_embedding(loaded, target)
+    loaded.trained_for = found.facts.get("target")
     advice = found.facts.get("tree")
     return loaded.to(device=target.device, dtype=target.dtype), (
         TreeShape(**advice) if advice else None

@@ -222,7 +222,11 @@ class Fetcher:
         """
         try:
             for _ in range(5):
-                host = urlsplit(address).hostname
+                scheme, host = urlsplit(address).scheme, urlsplit(address).hostname
+                if scheme not in ("http", "https"):
+                    raise ConversationError(
+                        f"{address[:100]!r} is no address of the web", "give an http(s) address"
+                    )
                 if not self.allows(host):
                     allowed = ", ".join(self.hosts) or "none"
                     raise ConversationError(

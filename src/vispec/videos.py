@@ -99,9 +99,9 @@ def _decode(source: Any, name: str, choose: Choose, max_pixels: int) -> Video:
                     "scale it down first",
                 )
         with av.open(_again(source)) as container:
-            frames = {}
+            frames, needed = {}, set(wanted)
             for index, frame in enumerate(container.decode(video=0)):
-                if index in set(wanted):
+                if index in needed:
                     frames[index] = frame.to_ndarray(format="rgb24")
     except VideoError:
         raise
@@ -130,6 +130,14 @@ def _facts(count: int, rate: float, height: int, width: int) -> VideoMetadata:
 
 
 def _wanted(choose: Choose, facts: VideoMetadata) -> list[int]:
-    wanted = [min(max(int(i), 0), facts.total_num_frames - 1) for i in choose(facts)]
+    try:
+        chosen = choose(facts)
+    except ValueError as error:
+        raise VideoError(
+            f"a video of {facts.total_num_frames} frames",
+            f"its frames cannot be chosen ({error})",
+            "ask for fewer frames",
+        ) from error
+    wanted = [min(max(int(i), 0), facts.total_num_frames - 1) for i in chosen]
     facts.frames_indices = wanted
     return wanted

@@ -73,11 +73,18 @@ SPECULATORS = [
     {"norm_before_fc": True, "norm_before_residual": True},
     {"fc_norm": True, "own_head": False, "target_hidden_size": 8, "head_dim": 8},
     {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_theta": 5e5},
+    {"attention_bias": True, "output_bias": True, "fc_bias": True, "aux_layers": (3,)},
+    {"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}, "head_dim": 8},
 ]
 OFFICIAL = [
     {},
     {"draft_vocab_size": 12, "aux_layers": (1, 4, 7)},
-    {"attention_bias": True, "norm_before_residual": True, "target_hidden_size": 8},
+    {"target_hidden_size": 8, "max_position_embeddings": 512},
+    {
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0},
+        "max_position_embeddings": 64,
+        "head_dim": 8,
+    },
 ]
 
 
@@ -90,7 +97,8 @@ def test_every_kind_of_draft_survives_writing_and_reading(
     options: dict[str, Any], speculators: bool, tmp_path: Path
 ) -> None:
     draft = random_draft(**options)
-    eagle3.write(draft, tmp_path, speculators=speculators, target="someone/model")
+    form = "speculators" if speculators else "eagle3"
+    eagle3.write(draft, tmp_path, form, target="someone/model")
     plan = formats.plan_of(tmp_path)
     assert plan.form == ("speculators eagle3" if speculators else "eagle3")
     assert plan.facts["target"] == "someone/model"
@@ -104,7 +112,7 @@ def test_every_kind_of_draft_survives_writing_and_reading(
         assert torch.equal(again.token_map, draft.token_map)
 
 
-@pytest.mark.parametrize("options", [SPECULATORS[2], SPECULATORS[4]], ids=str)
+@pytest.mark.parametrize("options", [SPECULATORS[i] for i in (2, 3, 4, 6)], ids=str)
 def test_what_the_official_format_cannot_say_is_refused(
     options: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -144,7 +152,7 @@ def test_tensors_that_are_wrong_are_all_listed_under_their_published_names(tmp_p
 def test_a_reduced_vocabulary_needs_its_mapping(tmp_path: Path) -> None:
     config, tensors = recorded("eagle_draft/eagle3_reduced_vocab")
     del tensors["d2t"]
-    with pytest.raises(CheckpointError, match="does not say which"):
+    with pytest.raises(CheckpointError, match="a part of the vocabulary"):
         formats.read(folder_of(tmp_path, config, tensors))
 
 

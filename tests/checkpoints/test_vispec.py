@@ -50,6 +50,7 @@ def folder_of(
     if config is None:
         vispec.write(random_draft(), tmp_path)
     else:
+        tmp_path.mkdir(exist_ok=True)
         (tmp_path / "config.json").write_text(json.dumps(config))
     save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / "model.safetensors")
     return str(tmp_path)
@@ -85,6 +86,9 @@ def test_a_published_draft_read_and_written_is_the_same_bits_under_the_same_name
         {"num_hidden_layers": 3, "fc_bias": False},
         {"embedding": True, "rope_theta": 5e5, "rms_norm_eps": 1e-3},
         {"queries": None, "num_key_value_heads": 4, "qkv_bias": True},
+        {"head_dim": 8, "output_bias": True},
+        {"first_norm": True, "final_norm": True, "fc_bias": False},
+        {"first_norm": True, "final_norm": True, "fc_bias": False, "queries": None},
     ],
     ids=str,
 )
@@ -102,6 +106,92 @@ def test_every_kind_of_draft_survives_writing_and_reading(
     ours, theirs = draft.state_dict(), again.state_dict()
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+NEMO = {
+    "architectures": ["VispecDraftModel"],
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 20,
+    "num_hidden_layers": 28,  # the target's
+    "draft_num_hidden_layers": 1,
+    "vispec_num_query_tokens": 3,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 0]},
+}
+
+
+def nemo_tensors() -> dict[str, Tensor]:
+    """What NeMo AutoModel saves of a ViSpec draft, with its names."""
+    torch.manual_seed(0)
+    shapes = {
+        "embed_tokens.weight": (20, 16),
+        "fc.weight": (16, 32),
+        "img_fc.weight": (16, 32),
+        "img_adaptor.query": (3, 4, 4),
+        **{f"img_adaptor.{name}_proj.weight": (16, 16) for name in "kvo"},
+        "layers.0.input_layernorm.weight": (16,),
+        "layers.0.post_attention_layernorm.weight": (16,),
+        "layers.0.self_attn.q_proj.weight": (16, 16),
+        "layers.0.self_attn.k_proj.weight": (8, 16),
+        "layers.0.self_attn.v_proj.weight": (8, 16),
+        "layers.0.self_attn.o_proj.weight": (16, 16),
+        "layers.0.mlp.gate_proj.weight": (24, 16),
+        "layers.0.mlp.up_proj.weight": (24, 16),
+        "layers.0.mlp.down_proj.weight": (16, 24),
+        "norm.weight": (16,),
+    }
+    return {name: torch.randn(shape) for name, shape in shapes.items()}
+
+
+def test_nemos_drafts_are_read_and_written_under_their_names(tmp_path: Path) -> None:
+    tensors = nemo_tensors()
+    draft = formats.read(folder_of(tmp_path / "nemo", tensors, NEMO))
+    assert isinstance(draft, EagleDraft)
+    assert draft.config.rope_theta == 1e6
+    assert torch.equal(draft.adapter.q, tensors["img_adaptor.query"])
+    vispec.write(draft, tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert set(again) == set(tensors)
+    assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert config["architectures"] == NEMO["architectures"]
+    assert config["vispec_num_query_tokens"] == 3
+
+
+@torch.inference_mode()
+def test_nemos_drafts_guess_behind_a_norm(tmp_path: Path) -> None:
+    """Against the same network written out: every layer normed first, and the last one behind."""
+    t = nemo_tensors()
+    draft = formats.read(folder_of(tmp_path, t, NEMO))
+    x, position = torch.randn(1, 5, 16), torch.arange(5)[None]
+
+    def norm(rows: Tensor, name: str) -> Tensor:
+        return rows * torch.rsqrt(rows.pow(2).mean(-1, keepdim=True) + 1e-6) * t[name]
+
+    def heads(rows: Tensor, name: str, turned: bool) -> Tensor:
+        made = (rows @ t[f"layers.0.self_attn.{name}_proj.weight"].T).view(5, -1, 4).transpose(0, 1)
+        if not turned:
+            return made
+        angle = torch.arange(5)[:, None] * 1e6 ** (-torch.arange(0, 4, 2) / 4)
+        cos, sin = torch.cat([angle] * 2, -1).cos(), torch.cat([angle] * 2, -1).sin()
+        first, second = made.chunk(2, -1)
+        return made * cos + torch.cat([-second, first], -1) * sin
+
+    rows = norm(x[0], "layers.0.input_layernorm.weight")
+    q, k, v = heads(rows, "q", True), heads(rows, "k", True), heads(rows, "v", False)
+    scores = q @ k.repeat_interleave(2, 0).transpose(1, 2) / 2
+    scores = scores.masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf)
+    seen = (scores.softmax(-1) @ v.repeat_interleave(2, 0)).transpose(0, 1).flatten(1)
+    hidden = x[0] + seen @ t["layers.0.self_attn.o_proj.weight"].T
+    rows = norm(hidden, "layers.0.post_attention_layernorm.weight")
+    gate = rows @ t["layers.0.mlp.gate_proj.weight"].T
+    inner = gate * gate.sigmoid() * (rows @ t["layers.0.mlp.up_proj.weight"].T)
+    hidden = hidden + inner @ t["layers.0.mlp.down_proj.weight"].T
+    expected = norm(hidden, "norm.weight")
+    torch.testing.assert_close(draft(x, position)[0], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_written_beside_the_weights_is_kept(tmp_path: Path) -> None:

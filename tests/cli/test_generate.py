@@ -76,6 +76,8 @@ def test_every_option_of_sampling_and_speculation_is_understood(run: Run, pair: 
         "--accept stochastic",
         "--dtype float64",
         "--device cpu",
+        "--device auto",
+        "--frames 4",
     ):
         words = [*sampled.split(), *more.split(), "--seed", 5, "--stop", "zzz", "--stop", "yyy"]
         ran = run("generate", *models(pair), *words, "-n", 6, "--json", QUESTION)

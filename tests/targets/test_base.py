@@ -8,14 +8,17 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import processors
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from torch import Tensor
+from transformers import AttentionInterface, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import talking
 import tiny
 from trees import depths, path, random_parents
 from vispec.decoding.tree import Tree
-from vispec.errors import AttentionError, PromptTooLongError, UnsupportedFamilyError
+from vispec.errors import PromptTooLongError, UnsupportedFamilyError
 from vispec.targets import FAMILIES, family, wrap
+from vispec.targets.batches import split_batch
 
 
 def test_an_unknown_family_is_told_the_supported_ones() -> None:
@@ -39,12 +42,37 @@ def test_a_text_model_shows_nothing() -> None:
     assert (target.image_index({"input_ids": torch.tensor([[1, 2, 3]])}, {}) == -1).all()
 
 
-@pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3", "flex_attention"])
-def test_an_attention_that_takes_no_mask_is_refused_by_name(attention: str) -> None:
+@torch.inference_mode()
+def test_an_attention_that_takes_no_mask_serves_prompts_and_another_one_trees() -> None:
+    widths: list[int] = []
+
+    def causal_only(module: Any, query: Tensor, *args: Any, **kwargs: Any) -> Any:
+        key, value, mask = args
+        assert mask is None
+        widths.append(query.shape[2])
+        kwargs["is_causal"] = query.shape[2] > 1
+        return sdpa_attention_forward(module, query, key, value, None, **kwargs)
+
+    AttentionInterface.register("causal_only", causal_only)
     model = tiny.llava()
-    model.config.get_text_config()._attn_implementation = attention
-    with pytest.raises(AttentionError, match=f"'{attention}'.*sdpa.*eager"):
-        wrap(model, None)
+    assert wrap(model, None).tree_attention is None
+    model.config.text_config._attn_implementation = "causal_only"
+    target = wrap(model, None)
+    assert target.tree_attention == "sdpa"
+    inputs = tiny.inputs(torch.Generator().manual_seed(0), 1)
+    prompt, cache = target.prompt(dict(inputs)), target.new_cache(1, 100)
+    target.prefill(prompt, cache, 0)
+    assert widths == [len(prompt)] * 2
+    parent = torch.tensor([[-1, 0, 0, 1]])
+    tree = Tree(torch.tensor([[4, 5, 6, 7]]), parent, depths(parent), 2, torch.zeros(1, 4))
+    found = target.verify(tree, cache)
+    assert len(widths) == 2, "the tree was attended to without its mask"
+    assert target.text_config._attn_implementation == "causal_only"
+    reference = tiny.target()
+    same = reference.new_cache(1, 100)
+    reference.prefill(reference.prompt(dict(inputs)), same, 0)
+    expected = reference.verify(tree, same)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-12)
 
 
 @torch.inference_mode()
@@ -138,9 +166,11 @@ def test_a_row_of_a_text_batch_is_its_unpadded_tokens() -> None:
     target = wrap(tiny.llava(), None)
     ids = torch.tensor([[0, 0, 1, 5], [1, 6, 7, 8]])
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
-    rows = target.rows(ids, {"attention_mask": mask})
+    rows = split_batch(target, ids, {"attention_mask": mask})
     assert [row["input_ids"].tolist() for row in rows] == [[[1, 5]], [[1, 6, 7, 8]]]
-    assert [row["input_ids"].tolist() for row in target.rows(ids, {})] == ids[:, None].tolist()
+    assert [row["input_ids"].tolist() for row in split_batch(target, ids, {})] == ids[
+        :, None
+    ].tolist()
 
 
 # --- Running --------------------------------------------------------------------------------------

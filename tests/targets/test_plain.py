@@ -13,6 +13,7 @@ import talking
 import tiny
 from vispec.errors import ImageError
 from vispec.targets import FAMILIES, Target
+from vispec.targets.batches import split_batch
 from vispec.targets.plain import PlainTarget
 
 X, I = 5, tiny.IMAGE_TOKEN  # noqa: E741 - a picture of a prompt: text and image
@@ -75,7 +76,7 @@ def padded(counts: list[int]) -> dict[str, Tensor]:
 def test_every_row_of_a_batch_gets_its_own_pictures(target: Target, counts: list[int]) -> None:
     batch = padded(counts)
     shown = encoded([2] * sum(counts))
-    rows = target.rows(batch["input_ids"], batch | {"mm_encoder_outputs": shown})
+    rows = split_batch(target, batch["input_ids"], batch | {"mm_encoder_outputs": shown})
     first = 0
     for row, count in enumerate(counts):
         expected = [1, *([I, I] * count), *([X] * (row + 1))]
@@ -90,7 +91,7 @@ def test_every_row_of_a_batch_gets_its_own_pictures(target: Target, counts: list
 
 def test_rows_without_any_picture_are_text(target: Target) -> None:
     ids = torch.tensor([[1, X], [1, X + 1]])
-    rows = target.rows(ids, {"pixel_values": None, "attention_mask": None})
+    rows = split_batch(target, ids, {"pixel_values": None, "attention_mask": None})
     assert [set(row) for row in rows] == [{"input_ids"}] * 2
 
 
@@ -100,8 +101,8 @@ def test_pixels_of_several_rows_are_refused_where_nothing_tells_whose_they_are(
     batch = padded([1, 1])
     pixels = torch.zeros(2, 3, 12, 12)
     with pytest.raises(ImageError, match=r"2 conversations.*'llava'.*one conversation at a time"):
-        target.rows(batch["input_ids"], batch | {"pixel_values": pixels})
-    one = target.rows(batch["input_ids"][:1], {"pixel_values": pixels[:1]})
+        split_batch(target, batch["input_ids"], batch | {"pixel_values": pixels})
+    one = split_batch(target, batch["input_ids"][:1], {"pixel_values": pixels[:1]})
     assert one[0]["pixel_values"].shape == (1, 3, 12, 12)
 
 

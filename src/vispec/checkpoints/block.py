@@ -11,28 +11,38 @@ whose outputs are read, one less.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vispec.checkpoints.eagle3 import facts
-from vispec.checkpoints.formats import Plan, Shapes, empty_embedding, required, rope
+from vispec.checkpoints import speculators
+from vispec.checkpoints.formats import (
+    Plan,
+    Shapes,
+    decoder_config,
+    empty_embedding,
+    required,
+    rope,
+    save,
+    token_map,
+    token_tables,
+)
 from vispec.drafts.block import BlockConfig, BlockNetwork
 from vispec.errors import CheckpointError
 
 _KEYS = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-SPECULATORS = ("dflash", "dspark")
 
 
 def plan(config: Mapping[str, Any], shapes: Shapes, name: str) -> Plan | None:
     """How to load a block draft; None for other checkpoints."""
-    kind = config.get("speculators_model_type")
+    kind = speculators.kind(config)
     has_body = {"fc.weight", "hidden_norm.weight", "layers.0.self_attn.q_norm.weight"} <= set(
         shapes
     )
-    if not has_body or (kind is not None and kind not in SPECULATORS):
+    if not has_body or kind not in (None, "dflash", "dspark"):
         return None
     c = geometry(config, shapes, name)
     with torch.device("meta"):
@@ -42,14 +52,9 @@ def plan(config: Mapping[str, Any], shapes: Shapes, name: str) -> Plan | None:
         form=f"speculators {form}" if kind else form,
         network=network,
         published={key: key for key in network.state_dict()},
-        extra={
-            "d2t": (c.draft_vocab_size,),
-            "t2d": (c.vocab_size,),
-            "verifier_norm.weight": (c.hidden_size,),
-            "verifier_lm_head.weight": (c.draft_vocab_size, c.hidden_size),
-        },
+        extra=speculators.extra_shapes(c),
         finish=_finish,
-        facts=facts(config),
+        facts=speculators.facts(config),
     )
 
 
@@ -62,12 +67,12 @@ def geometry(config: Mapping[str, Any], shapes: Shapes, name: str = "draft") -> 
     inner = {**config, **(config.get("transformer_layer_config") or {})}
     # Older checkpoints state these at the top, newer ones inside.
     stated = {**(config.get("dflash_config") or {}), **config}
-    speculators = config.get("speculators_model_type") is not None
-    read = "aux_hidden_state_layer_ids" if speculators else "target_layer_ids"
+    direct = speculators.kind(config) is not None
+    read = "aux_hidden_state_layer_ids" if direct else "target_layer_ids"
     required(inner, _KEYS, name)
     required(stated, ("block_size", read, "mask_token_id"), name)
     ids = [int(i) for i in stated[read]]
-    heads, (theta, scaling) = inner["num_attention_heads"], rope(inner)
+    heads = inner["num_attention_heads"]
     rank = shapes.get("markov_head.markov_w1.weight", (0, 0))[1]
     size, draft_vocabulary = inner["hidden_size"], stated.get("draft_vocab_size")
     confidence = shapes.get("confidence_head.proj.weight")
@@ -81,11 +86,10 @@ def geometry(config: Mapping[str, Any], shapes: Shapes, name: str = "draft") -> 
         draft_vocab_size=draft_vocabulary or inner["vocab_size"],
         block_size=stated["block_size"],
         mask_token_id=stated["mask_token_id"],
-        aux_layers=tuple(ids if speculators else [i + 1 for i in ids]),
+        aux_layers=tuple(ids if direct else [i + 1 for i in ids]),
         num_hidden_layers=len(layers),
         rms_norm_eps=inner.get("rms_norm_eps", 1e-6),
-        rope_theta=theta,
-        rope_scaling=scaling,
+        **rope(inner),
         head_dim=inner.get("head_dim") or 0,
         target_hidden_size=stated.get("target_hidden_size") or 0,
         target_layers=stated.get("num_target_layers") or 0,
@@ -111,14 +115,89 @@ def geometry(config: Mapping[str, Any], shapes: Shapes, name: str = "draft") -> 
     )
 
 
+def write(
+    network: BlockNetwork, folder: str | os.PathLike[str], form: str = "", **extra: Any
+) -> None:
+    """Save `config.json` and `model.safetensors`.
+
+    Args:
+        network: what to save.
+        folder: is made where it does not exist.
+        form: `"speculators"`, or else what the network's heads say: DSpark's or DFlash's own.
+        extra: further configuration entries, such as the target.
+
+    Raises:
+        CheckpointError: for what z-lab's and DeepSpec's formats cannot say.
+    """
+    c, tensors = network.config, dict(network.state_dict())
+    if network.token_map is not None:
+        if form != "speculators":
+            raise CheckpointError(
+                network.name,
+                "knows a part of the vocabulary, for which this format has no word",
+                fix="Export it with --format speculators.",
+            )
+        tensors |= token_tables(network.token_map, c.vocab_size)
+    save(folder, (_speculators if form == "speculators" else _own)(network, extra), tensors)
+
+
+def _own(network: BlockNetwork, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """z-lab's configuration of a DFlash draft, DeepSpec's of a DSpark draft."""
+    c, heads = network.config, _heads(network.config)
+    read = {"target_layer_ids": [i - 1 for i in c.aux_layers]}
+    sized = c.target_hidden_size != c.hidden_size
+    return {
+        "architectures": ["Qwen3DSparkModel" if heads else "DFlashDraftModel"],
+        "model_type": "qwen3",
+        **decoder_config(c),
+        "attention_bias": c.attention_bias,
+        **({"target_hidden_size": c.target_hidden_size} if sized else {}),
+        **({"num_target_layers": c.target_layers} if c.target_layers else {}),
+        "block_size": c.block_size,
+        **(
+            {"mask_token_id": c.mask_token_id, **read, **heads}
+            if heads
+            else {"dflash_config": {"mask_token_id": c.mask_token_id, **read}}
+        ),
+        "dtype": str(network.fc.weight.dtype).removeprefix("torch."),
+        **extra,
+    }
+
+
+def _speculators(network: BlockNetwork, extra: Mapping[str, Any]) -> dict[str, Any]:
+    c, heads = network.config, _heads(network.config)
+    return speculators.configuration(
+        "dspark" if heads else "dflash",
+        "DSparkSpeculator" if heads else "DFlashSpeculator",
+        c,
+        layer_type="qwen3",
+        tokens=c.block_size - (not c.sample_from_anchor),
+        dtype=network.fc.weight.dtype,
+        own={
+            "aux_hidden_state_layer_ids": list(c.aux_layers),
+            "sample_from_anchor": c.sample_from_anchor,
+            "block_size": c.block_size,
+            "mask_token_id": c.mask_token_id,
+            **heads,
+        },
+        extra=extra,
+    )
+
+
+def _heads(c: BlockConfig) -> dict[str, Any]:
+    """What is said of DSpark's heads; nothing where there are none."""
+    if not (c.markov_rank or c.confidence):
+        return {}
+    return {
+        "markov_rank": c.markov_rank,
+        "markov_head_type": c.markov_kind,
+        "enable_confidence_head": c.confidence is not None,
+        "confidence_head_with_markov": c.confidence == "hidden and token",
+    }
+
+
 def _finish(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     assert isinstance(network, BlockNetwork)
     c = network.config
-    if c.draft_vocab_size == c.vocab_size:
-        return
-    missing = [key for key in ("d2t", "lm_head.weight") if key not in tensors]
-    if missing:
-        raise CheckpointError(
-            network.name, "knows only a part of the vocabulary but lacks its own", missing=missing
-        )
-    network.token_map = torch.arange(c.draft_vocab_size) + tensors["d2t"].long()
+    needed = ("d2t", "lm_head.weight")
+    network.token_map = token_map(tensors, c.draft_vocab_size, c.vocab_size, network.name, needed)

@@ -6,23 +6,31 @@ to get the target's, `t2d` marks the target's tokens that the draft can say. `em
 copy of the target's unless the draft was trained with its own.
 
 Which layers are read is counted differently. Our `i` is what decoder layer `i` is given. So are
-speculators' `eagle_aux_hidden_state_layer_ids`; in the official format's `eagle_config` they are
-the layers whose outputs are read, one less.
+vLLM's and speculators' `eagle_aux_hidden_state_layer_ids`; those of the official format's
+`eagle_config` are the layers whose outputs are read, one less, as SGLang takes them.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vispec.checkpoints.formats import Plan, Shapes, empty_embedding, required, rope
+from vispec.checkpoints import speculators
+from vispec.checkpoints.formats import (
+    Plan,
+    Shapes,
+    decoder_config,
+    empty_embedding,
+    required,
+    rope,
+    save,
+    token_map,
+    token_tables,
+)
 from vispec.drafts.eagle3 import Eagle3Config, Eagle3Draft
 from vispec.errors import CheckpointError
 
@@ -34,36 +42,24 @@ def plan(config: Mapping[str, Any], shapes: Shapes, name: str) -> Plan | None:
     layer = next((p for p in ("midlayer.", "layers.0.") if f"{p}hidden_norm.weight" in shapes), "")
     if "fc.weight" not in shapes or not layer:
         return None
-    speculators = config.get("speculators_model_type") is not None
-    if speculators and config["speculators_model_type"] != "eagle3":
+    kind = speculators.kind(config)
+    if kind not in (None, "eagle3"):
         return None
     c = geometry(config, shapes, name)
     with torch.device("meta"):
         draft = Eagle3Draft(c, None, empty_embedding(shapes), name)
     official = layer == "midlayer."
     return Plan(
-        form="speculators eagle3" if speculators else "eagle3",
+        form="speculators eagle3" if kind else "eagle3",
         network=draft,
         published={
             key: key.replace("layers.0.", "midlayer.", 1) if official else key
             for key in draft.state_dict()
         },
-        extra={
-            "d2t": (c.draft_vocab_size,),
-            "t2d": (c.vocab_size,),
-            "verifier_norm.weight": (c.hidden_size,),
-            "verifier_lm_head.weight": (c.draft_vocab_size, c.hidden_size),
-        },
+        extra=speculators.extra_shapes(c),
         finish=_finish,
-        facts=facts(config),
+        facts=speculators.facts(config),
     )
-
-
-def facts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a configuration says its draft was trained for."""
-    verifier = (config.get("speculators_config") or {}).get("verifier") or {}
-    stated = {"target": config.get("target") or verifier.get("name_or_path")}
-    return {key: value for key, value in (stated | {"tree": config.get("tree")}).items() if value}
 
 
 def geometry(config: Mapping[str, Any], shapes: Shapes, name: str = "draft") -> Eagle3Config:
@@ -76,7 +72,7 @@ def geometry(config: Mapping[str, Any], shapes: Shapes, name: str = "draft") -> 
     required(inner, _KEYS, name)
     nested = config.get("eagle_config") or {}
     stated = {**nested, **config}
-    heads, theta = inner["num_attention_heads"], rope(inner)
+    heads = inner["num_attention_heads"]
     layers = {key.split(".")[1] for key in shapes if key.startswith("layers.")} or {"0"}
     first = "midlayer" if "midlayer.hidden_norm.weight" in shapes else "layers.0"
     size = inner["hidden_size"]
@@ -98,8 +94,7 @@ def geometry(config: Mapping[str, Any], shapes: Shapes, name: str = "draft") -> 
         draft_vocab_size=stated.get("draft_vocab_size") or inner["vocab_size"],
         num_hidden_layers=len(layers),
         rms_norm_eps=inner.get("rms_norm_eps", 1e-6),
-        rope_theta=theta[0],
-        rope_scaling=theta[1],
+        **rope(inner),
         head_dim=inner.get("head_dim") or 0,
         target_hidden_size=target_size,
         aux_layers=tuple(aux) if aux else None,
@@ -116,104 +111,76 @@ def geometry(config: Mapping[str, Any], shapes: Shapes, name: str = "draft") -> 
 
 
 def write(
-    draft: Eagle3Draft, folder: str | os.PathLike[str], *, speculators: bool = False, **extra: Any
+    draft: Eagle3Draft, folder: str | os.PathLike[str], form: str = "eagle3", **extra: Any
 ) -> None:
     """Save `config.json` and `model.safetensors`.
 
     Args:
         draft: what to save.
         folder: is made where it does not exist.
-        speculators: in their format instead of the official one; `target` is then needed.
+        form: `"eagle3"`, the official format, or `"speculators"`.
         extra: further configuration entries, such as the target.
 
     Raises:
         CheckpointError: for what the official format cannot say.
     """
-    c, path = draft.config, Path(folder)
-    if not speculators:
-        unsaid = [
-            key
-            for key, value in {
-                "several decoder layers": c.num_hidden_layers > 1,
-                "norms of queries and keys": c.qk_norm,
-                "a norm of every layer (fc_norm)": c.fc_norm,
-                "norm_output": c.norm_output,
-            }.items()
-            if value
-        ]
-        if unsaid:
-            raise CheckpointError(
-                draft.name,
-                f"has what the official EAGLE-3 format has no word for: {', '.join(unsaid)}",
-                fix="Export it with --format speculators.",
-            )
+    official, c = form == "eagle3", draft.config
+    if official and (words := unsaid(c)):
+        raise CheckpointError(
+            draft.name,
+            f"has what the official EAGLE-3 format has no word for: {', '.join(words)}",
+            fix="Export it with --format speculators.",
+        )
     tensors = {
-        key if speculators else key.replace("layers.0.", "midlayer.", 1): value
+        key.replace("layers.0.", "midlayer.", 1) if official else key: value
         for key, value in draft.state_dict().items()
     }
     if draft.token_map is not None:
-        place = torch.arange(c.draft_vocab_size, device=draft.token_map.device)
-        tensors["d2t"] = draft.token_map - place
-        known = torch.zeros(c.vocab_size, dtype=torch.bool, device=draft.token_map.device)
-        tensors["t2d"] = known.index_fill(0, draft.token_map, True)
-    path.mkdir(parents=True, exist_ok=True)
-    weights = path / "model.safetensors"
-    whole = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
-    save_file(whole, weights, metadata={"format": "pt"})
-    weights.chmod(0o644)
-    made = _speculators(draft, extra) if speculators else _official(draft, extra)
-    (path / "config.json").write_text(json.dumps(made, indent=2) + "\n")
+        tensors |= token_tables(draft.token_map, c.vocab_size)
+    save(folder, _official(draft, extra) if official else _speculators(draft, extra), tensors)
+
+
+def unsaid(config: Eagle3Config) -> list[str]:
+    """What of a draft the official format cannot say, or its readers do not read."""
+    c = config
+    found = {
+        "several decoder layers": c.num_hidden_layers > 1,
+        "other than three layers read": c.fused != 3,
+        "biases": c.attention_bias or c.output_bias or c.fc_bias,
+        "no LM head of its own": not c.own_head,
+        "norms of queries and keys": c.qk_norm,
+        "norm_before_residual": c.norm_before_residual,
+        "norm_before_fc": c.norm_before_fc,
+        "a norm of every layer (fc_norm)": c.fc_norm,
+        "norm_output": c.norm_output,
+    }
+    return [words for words, has in found.items() if has]
 
 
 def _finish(draft: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     assert isinstance(draft, Eagle3Draft)
     c = draft.config
-    if "d2t" in tensors and c.draft_vocab_size != c.vocab_size:
-        draft.token_map = torch.arange(c.draft_vocab_size) + tensors["d2t"].long()
-    elif c.draft_vocab_size != c.vocab_size:
-        raise CheckpointError(
-            draft.name,
-            "knows only a part of the vocabulary but does not say which",
-            missing=["d2t"],
-        )
-
-
-def _layer_config(draft: Eagle3Draft) -> dict[str, Any]:
-    c = draft.config
-    return {
-        "hidden_act": "silu",
-        "hidden_size": c.hidden_size,
-        "intermediate_size": c.intermediate_size,
-        "num_hidden_layers": c.num_hidden_layers,
-        "num_attention_heads": c.num_attention_heads,
-        "num_key_value_heads": c.num_key_value_heads,
-        "head_dim": c.head_dim,
-        "attention_bias": c.attention_bias,
-        "rms_norm_eps": c.rms_norm_eps,
-        "rope_theta": c.rope_theta,
-        "vocab_size": c.vocab_size,
-    } | ({"rope_scaling": dict(c.rope_scaling)} if c.rope_scaling else {})
+    draft.token_map = token_map(tensors, c.draft_vocab_size, c.vocab_size, draft.name)
 
 
 def _official(draft: Eagle3Draft, extra: Mapping[str, Any]) -> dict[str, Any]:
-    c = draft.config
-    read = {}
+    c, read = draft.config, {}
     if c.aux_layers is not None:
-        ids = [i - 1 for i in c.aux_layers]
         read = {
+            # vLLM reads the one, SGLang the other.
+            "eagle_aux_hidden_state_layer_ids": list(c.aux_layers),
             "eagle_config": {
-                "eagle_aux_hidden_state_layer_ids": ids,
+                "eagle_aux_hidden_state_layer_ids": [i - 1 for i in c.aux_layers],
                 "use_aux_hidden_state": True,
-            }
+            },
         }
     sized = c.target_hidden_size != c.hidden_size
     return {
         "architectures": ["LlamaForCausalLMEagle3"],
         "model_type": "llama",
-        **_layer_config(draft),
+        **decoder_config(c),
         "draft_vocab_size": c.draft_vocab_size,
         **({"target_hidden_size": c.target_hidden_size} if sized else {}),
-        **({"norm_before_residual": True} if c.norm_before_residual else {}),
         **read,
         "tie_word_embeddings": False,
         "dtype": str(draft.dtype).removeprefix("torch."),
@@ -222,36 +189,21 @@ def _official(draft: Eagle3Draft, extra: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _speculators(draft: Eagle3Draft, extra: Mapping[str, Any]) -> dict[str, Any]:
-    c, more = draft.config, dict(extra)
-    kind = "qwen3" if c.qk_norm else "llama"
-    return {
-        "architectures": ["Eagle3Speculator"],
-        "model_type": "speculators",
-        "speculators_model_type": "eagle3",
-        "speculators_version": "0.9.0",
-        "speculators_config": {
-            "algorithm": "eagle3",
-            "default_proposal_method": "greedy",
-            "proposal_methods": [
-                {"proposal_type": "greedy", "speculative_tokens": more.pop("depth", 3)}
-            ],
-            "verifier": {
-                "name_or_path": more.pop("target", None),
-                "architectures": more.pop("target_architectures", []),
-            },
+    c = draft.config
+    return speculators.configuration(
+        "eagle3",
+        "Eagle3Speculator",
+        c,
+        layer_type="qwen3" if c.qk_norm else "llama",
+        tokens=3,
+        dtype=draft.dtype,
+        own={
+            "eagle_aux_hidden_state_layer_ids": list(c.aux_layers) if c.aux_layers else None,
+            "norm_before_residual": c.norm_before_residual,
+            "norm_before_fc": c.norm_before_fc,
+            "fc_norm": c.fc_norm,
+            "norm_output": c.norm_output,
+            "embed_requires_grad": False,
         },
-        "transformer_layer_config": {"model_type": kind, **_layer_config(draft)},
-        "draft_vocab_size": c.draft_vocab_size,
-        "target_hidden_size": (
-            c.target_hidden_size if c.target_hidden_size != c.hidden_size else None
-        ),
-        "eagle_aux_hidden_state_layer_ids": list(c.aux_layers) if c.aux_layers else None,
-        "norm_before_residual": c.norm_before_residual,
-        "norm_before_fc": c.norm_before_fc,
-        "fc_norm": c.fc_norm,
-        "norm_output": c.norm_output,
-        "embed_requires_grad": False,
-        "tie_word_embeddings": False,
-        "dtype": str(draft.dtype).removeprefix("torch."),
-        **more,
-    }
+        extra=extra,
+    )

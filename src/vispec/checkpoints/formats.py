@@ -7,12 +7,15 @@ they publish its parameters. Checking, loading and naming what is wrong are the 
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vispec.checkpoints.files import read_config, read_tensors, tensor_headers
@@ -80,6 +83,13 @@ def plan(config: Mapping[str, Any], shapes: Shapes, name: str) -> Plan | None:
         found = file.plan(config, shapes, name)
         if found is not None:
             return found
+    kind = config.get("speculators_model_type")
+    if kind is not None:
+        raise CheckpointError(
+            name,
+            f"is a draft of the speculators kind '{kind}', which vispec does not know",
+            fix="Known kinds are eagle3, dflash and dspark.",
+        )
     return None
 
 
@@ -111,8 +121,8 @@ def plan_of(
 
 def read(name: str | os.PathLike[str], *, label: str | None = None, pickled: bool = False) -> Any:
     """Load a published draft; arguments and errors as of `plan_of`."""
-    tensors = read_tensors(os.fspath(name), pickled=pickled)
-    return plan_of(name, label, pickled=pickled).load(label or os.fspath(name), tensors)
+    found = plan_of(name, label, pickled=pickled)
+    return found.load(label or os.fspath(name), read_tensors(os.fspath(name), pickled=pickled))
 
 
 def from_tensors(config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> Any:
@@ -121,6 +131,62 @@ def from_tensors(config: Mapping[str, Any], tensors: Mapping[str, Tensor], name:
     if found is None:
         raise CheckpointError(name, "is not a draft of a known format")
     return found.load(name, tensors)
+
+
+def save(
+    folder: str | os.PathLike[str], config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    """Write `config.json` and `model.safetensors` into a folder, which is made where it is not."""
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    whole = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
+    weights = path / "model.safetensors"
+    save_file(whole, weights, metadata={"format": "pt"})
+    weights.chmod(0o644)  # it is written readable by its owner alone
+    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def token_tables(token_map: Tensor, vocabulary: int) -> dict[str, Tensor]:
+    """A reduced vocabulary as formats store it: `d2t`, what is added to the draft's tokens to get
+    the target's, and `t2d`, which of the target's the draft can say."""
+    place = torch.arange(len(token_map), device=token_map.device)
+    known = torch.zeros(vocabulary, dtype=torch.bool, device=token_map.device)
+    return {"d2t": token_map - place, "t2d": known.index_fill(0, token_map, True)}
+
+
+def token_map(
+    tensors: Mapping[str, Tensor],
+    own: int,
+    vocabulary: int,
+    name: str,
+    needed: Sequence[str] = ("d2t",),
+) -> Tensor | None:
+    """Which of the target's tokens the draft's are; None where they are the same.
+
+    Args:
+        own: tokens that the draft knows.
+        vocabulary: tokens that the target knows.
+        name: of the draft, for messages.
+        needed: tensors without which a part of the vocabulary is of no use.
+
+    Raises:
+        CheckpointError: for a part of the vocabulary without what is needed, or a table that names
+            tokens twice, or tokens that there are not.
+    """
+    if own == vocabulary:
+        return None
+    missing = [key for key in needed if key not in tensors]
+    if missing:
+        raise CheckpointError(name, "knows only a part of the vocabulary", missing=missing)
+    found = torch.arange(own) + tensors["d2t"].long().cpu()
+    if not (int(found.min()) >= 0 and int(found.max()) < vocabulary and len(found.unique()) == own):
+        raise CheckpointError(
+            name,
+            f"has a table of tokens (d2t) that does not lead to {own} different ones below"
+            f" {vocabulary}",
+            fix="The table is of another vocabulary, or damaged.",
+        )
+    return found
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -139,11 +205,43 @@ def required(config: Mapping[str, Any], keys: Iterable[str], name: str) -> None:
         )
 
 
-def rope(config: Mapping[str, Any], theta: float = 10000.0) -> tuple[float, dict[str, Any] | None]:
-    """Base and scaling of the rotary positions, as older and newer configurations state them."""
+def rope(config: Mapping[str, Any], theta: float = 10000.0) -> dict[str, Any]:
+    """Rotary positions, as older and newer configurations state them, under the older names."""
     stated = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    base = config.get("rope_theta") or stated.pop("rope_theta", None) or theta
-    return float(base), stated or None
+    within = stated.pop("rope_theta", None)
+    part = config.get("partial_rotary_factor")
+    if part not in (None, 1):
+        stated.setdefault("partial_rotary_factor", part)
+    return {
+        "rope_theta": float(config.get("rope_theta") or within or theta),
+        "rope_scaling": stated or None,
+        "max_position_embeddings": config.get("max_position_embeddings") or 0,
+    }
+
+
+def decoder_config(c: Any) -> dict[str, Any]:
+    """What all formats say of a draft's decoder, in the words of Hugging Face's Llama.
+
+    Engines build the draft for as many positions as are stated, and for 2048 where none are.
+    """
+    return {
+        "hidden_act": "silu",
+        "hidden_size": c.hidden_size,
+        "intermediate_size": c.intermediate_size,
+        "num_hidden_layers": c.num_hidden_layers,
+        "num_attention_heads": c.num_attention_heads,
+        "num_key_value_heads": c.num_key_value_heads,
+        "head_dim": c.head_dim,
+        "rms_norm_eps": c.rms_norm_eps,
+        "rope_theta": c.rope_theta,
+        **({"rope_scaling": dict(c.rope_scaling)} if c.rope_scaling else {}),
+        **(
+            {"max_position_embeddings": c.max_position_embeddings}
+            if c.max_position_embeddings
+            else {}
+        ),
+        "vocab_size": c.vocab_size,
+    }
 
 
 def empty_embedding(shapes: Shapes, key: str = "embed_tokens.weight") -> nn.Embedding | None:

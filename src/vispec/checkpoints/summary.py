@@ -73,19 +73,22 @@ class Summary:
         return asdict(self)
 
 
-def summarise(name: str | os.PathLike[str], role: str = "target") -> Summary:
+def summarise(
+    name: str | os.PathLike[str], role: str = "target", *, pickled: bool = False
+) -> Summary:
     """Describe a checkpoint without reading its weights.
 
     Args:
         name: a folder, a hub name, or `"embedded"`.
         role: which of the embedded pair is meant, `"target"` or `"draft"`.
+        pickled: look into pickled weights where there are no others.
 
     Raises:
         CheckpointError: if there is no such checkpoint, or its files cannot be read.
     """
     place = locate(name, role)
     config = read_config(place)
-    headers = read_headers(place)
+    headers = read_headers(place, pickled=pickled)
     shapes = {key: shape for key, (shape, _) in headers.items()}
     found = plan(config, shapes, os.fspath(name))
     text = config.get("transformer_layer_config") or config.get("text_config") or config
@@ -134,7 +137,9 @@ def summarise(name: str | os.PathLike[str], role: str = "target") -> Summary:
     )
 
 
-def mismatches(draft: str | os.PathLike[str], target: str | os.PathLike[str]) -> list[str]:
+def mismatches(
+    draft: str | os.PathLike[str], target: str | os.PathLike[str], *, pickled: bool = False
+) -> list[str]:
     """Why a draft does not fit a target, without reading the weights of either; empty if it does.
 
     Raises:
@@ -142,7 +147,7 @@ def mismatches(draft: str | os.PathLike[str], target: str | os.PathLike[str]) ->
         UnsupportedFamilyError: if vispec has no file for the target's family.
     """
     place = locate(draft, "draft")
-    shapes = {key: shape for key, (shape, _) in read_headers(place).items()}
+    shapes = {key: shape for key, (shape, _) in read_headers(place, pickled=pickled).items()}
     found = plan(read_config(place), shapes, os.fspath(draft))
     if found is None:
         raise CheckpointError(draft, "is not a draft of a known format")
@@ -168,14 +173,14 @@ def target_structure(name: str | os.PathLike[str]) -> Target:
     return kind(model, None, os.fspath(name))
 
 
-def read_headers(place: str) -> dict[str, tuple[tuple[int, ...], str]]:
+def read_headers(place: str, *, pickled: bool = False) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and type of every tensor; of a hub repository, the headers alone are fetched.
 
     Raises:
         CheckpointError: if the files are missing or unreadable.
     """
-    if Path(place).is_dir():
-        return {key: (shape, kind) for key, shape, kind in tensor_headers(place)}
+    if Path(place).is_dir() or (pickled and fetch(place, "model.safetensors") is None):
+        return {key: (shape, kind) for key, shape, kind in tensor_headers(place, pickled=pickled)}
     import huggingface_hub as hub
 
     try:

@@ -3,27 +3,28 @@
 Tensors: `fc`, `layers.i.…` (the first without `input_layernorm`), with an adapter also `imadpt.…`
 and `img_fc`, and optionally `embed_tokens`, a copy of the target's. The configuration is a Llama
 one. Biases and the number of queries are facts of the tensors; no key states them reliably.
+
+Drafts that NeMo AutoModel trains have the same parts with other names for the adapter
+(`img_adaptor.…`), a norm in the first layer too, and one behind the last. They are read, and
+written as they were read. Their configuration is the target's own, with the draft's layers beside.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from vispec.adapters.query import QueryAdapter
-from vispec.checkpoints.formats import Plan, Shapes, required, rope
+from vispec.checkpoints.formats import Plan, Shapes, decoder_config, required, rope, save
 from vispec.drafts.eagle import EagleConfig, EagleDraft
 
-_ADAPTER = ("adapter.", "imadpt.")
-"""Our module's prefix, and the published one."""
+_NEMO = {"adapter.q": "img_adaptor.query"}
+"""What NeMo's names for the adapter do not have in common with ours, but for the prefix."""
 
 
 def plan(config: Mapping[str, Any], shapes: Shapes, name: str) -> Plan | None:
@@ -37,7 +38,7 @@ def plan(config: Mapping[str, Any], shapes: Shapes, name: str) -> Plan | None:
     return Plan(
         form="vispec" if draft.adapter is not None else "eagle",
         network=draft,
-        published={key: _rename(key, *_ADAPTER) for key in draft.state_dict()},
+        published={key: _published(draft, key) for key in draft.state_dict()},
         facts={key: config[key] for key in ("target", "tree") if key in config},
     )
 
@@ -50,33 +51,22 @@ def write(draft: EagleDraft, folder: str | os.PathLike[str], **extra: Any) -> No
         folder: is made where it does not exist.
         extra: further configuration entries, such as what the draft was trained for.
     """
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        _rename(key, *_ADAPTER): tensor.detach().contiguous().cpu()
-        for key, tensor in draft.state_dict().items()
-    }
-    weights = path / "model.safetensors"
-    save_file(tensors, weights, metadata={"format": "pt"})
-    weights.chmod(0o644)  # it is written readable by its owner alone
     c = draft.config
+    queries = getattr(draft.adapter, "q", ())
     config = {
-        "architectures": ["ViSpecDraft" if draft.adapter is not None else "EagleDraft"],
+        "architectures": _architectures(draft),
         "model_type": "llama",
-        "hidden_act": "silu",
-        "hidden_size": c.hidden_size,
-        "intermediate_size": c.intermediate_size,
-        "num_hidden_layers": c.num_hidden_layers,
-        "num_attention_heads": c.num_attention_heads,
-        "num_key_value_heads": c.num_key_value_heads,
-        "rms_norm_eps": c.rms_norm_eps,
-        "rope_theta": c.rope_theta,
+        **decoder_config(c),
+        # Engines that know no `qkv_bias` take `attention_bias` for the output's as well.
         "qkv_bias": c.qkv_bias,
-        "vocab_size": c.vocab_size,
+        "attention_bias": c.output_bias,
+        # The published code has a bias unless told so; for others `bias` is of the attention.
+        **({} if c.fc_bias else {"bias": False}),
+        **({"vispec_num_query_tokens": len(queries)} if c.final_norm and len(queries) else {}),
         "dtype": str(draft.dtype).removeprefix("torch."),
         **extra,
     }
-    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save(folder, config, {_published(draft, k): v for k, v in draft.state_dict().items()})
 
 
 def geometry(config: Mapping[str, Any], name: str = "draft") -> EagleConfig:
@@ -93,9 +83,10 @@ def geometry(config: Mapping[str, Any], name: str = "draft") -> EagleConfig:
         num_attention_heads=config["num_attention_heads"],
         num_key_value_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
         vocab_size=config["vocab_size"],
-        num_hidden_layers=config.get("num_hidden_layers", 1),
+        num_hidden_layers=config.get("draft_num_hidden_layers", config.get("num_hidden_layers", 1)),
         rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-        rope_theta=rope(config)[0],
+        **rope(config),
+        head_dim=config.get("head_dim") or 0,
     )
 
 
@@ -104,12 +95,18 @@ def _empty(config: Mapping[str, Any], shapes: Shapes, name: str) -> EagleDraft:
         geometry(config, name),
         qkv_bias="layers.0.self_attn.q_proj.bias" in shapes,
         fc_bias="fc.bias" in shapes,
+        output_bias="layers.0.self_attn.o_proj.bias" in shapes,
+        first_norm="layers.0.input_layernorm.weight" in shapes,
+        final_norm="norm.weight" in shapes,
     )
     with torch.device("meta"):
         adapter = None
-        if any(key.startswith("imadpt.") for key in shapes):
-            queries = shapes.get("imadpt.q", (2,))[0]
-            bias = "imadpt.k_proj.bias" in shapes
+        prefix = next(
+            (p for p in ("imadpt", "img_adaptor") if any(k.startswith(f"{p}.") for k in shapes)), ""
+        )
+        if prefix:
+            queries = shapes.get(f"{prefix}.q", shapes.get(f"{prefix}.query", (2,)))[0]
+            bias = f"{prefix}.k_proj.bias" in shapes
             adapter = QueryAdapter(c.hidden_size, c.num_attention_heads, queries, bias)
         embedding = None
         if "embed_tokens.weight" in shapes:
@@ -117,5 +114,19 @@ def _empty(config: Mapping[str, Any], shapes: Shapes, name: str) -> EagleDraft:
         return EagleDraft(c, adapter, embedding, name)
 
 
-def _rename(key: str, old: str, new: str) -> str:
-    return new + key.removeprefix(old) if key.startswith(old) else key
+def _published(draft: EagleDraft, key: str) -> str:
+    """A parameter's name in files."""
+    if not key.startswith("adapter."):
+        return key
+    if draft.config.final_norm:
+        return _NEMO.get(key, key.replace("adapter.", "img_adaptor.", 1))
+    return key.replace("adapter.", "imadpt.", 1)
+
+
+def _architectures(draft: EagleDraft) -> list[str]:
+    if draft.config.final_norm:
+        return ["LlamaEagleDraftModel" if draft.adapter is None else "VispecDraftModel"]
+    if draft.adapter is not None:
+        return ["ViSpecDraft"]
+    # SGLang knows the first, vLLM what it makes of the second; the published code reads neither.
+    return ["LlamaForCausalLMEagle", "LlamaForCausalLM"]

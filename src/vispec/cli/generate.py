@@ -46,6 +46,26 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
         metavar="FILE",
         help="a picture to ask about; may be given several times",
     )
+    parser.add_argument(
+        "--video",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a video to ask about, where the target takes videos (needs vispec[video])",
+    )
+    parser.add_argument(
+        "--frames",
+        type=int,
+        metavar="N",
+        help="how many frames of a video to show, evenly spaced (default: the target's own rule)",
+    )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="let --image and --video be addresses at this host",
+    )
     shared.add_models(parser)
     shared.add_sampling(parser)
     group = parser.add_argument_group("speculation")
@@ -74,12 +94,15 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Load, ask, show."""
-    images = [load_image(path) for path in options.image]
+    # Before a model is loaded; addresses are for later.
+    images = [path if "://" in path else load_image(path) for path in options.image]
     prompt = _prompt(options.prompt)
     draft = None if options.plain else shared.draft_name(options)
     vlm = shared.load(options, draft)
     request = {
         "images": images,
+        "videos": options.video,
+        "frames": options.frames,
         "speculate": not options.plain,
         "accept": options.accept,
         **shared.sampling(options),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from vispec.cli import options as shared
 from vispec.cli.options import EMBEDDED
 from vispec.cli.terminal import Screen, quiet_libraries
 
@@ -40,6 +41,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
         "--target", metavar="MODEL", help="a target that the draft should fit; exit code 1 if not"
     )
     parser.add_argument("--json", action="store_true", help="print one object")
+    shared.add_trust(parser)
     parser.set_defaults(run=run)
 
 
@@ -50,9 +52,10 @@ def run(options: argparse.Namespace) -> int:
 
     is_pair = options.checkpoint == EMBEDDED
     roles = ("target", "draft") if is_pair else ("target",)
-    summaries = [summarise(options.checkpoint, role) for role in roles]
+    pickled = options.allow_pickle
+    summaries = [summarise(options.checkpoint, role, pickled=pickled) for role in roles]
     target = options.target or (EMBEDDED if is_pair else None)
-    misfits = mismatches(options.checkpoint, target) if target else None
+    misfits = mismatches(options.checkpoint, target, pickled=pickled) if target else None
     if options.json:
         found = {"checkpoints": [summary.as_dict() for summary in summaries]}
         fit = {"target": target, "fits": not misfits, "mismatches": misfits} if target else {}

@@ -31,7 +31,8 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         "--target",
         default=EMBEDDED,
         metavar="MODEL",
-        help="the model that answers: 'embedded' (the default), a folder, or a hub name",
+        help="the model that answers: 'embedded' (the default), a folder, or a hub name, which "
+        "may end in @revision",
     )
     group.add_argument(
         "--draft",
@@ -45,7 +46,22 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "float64", "float32", "bfloat16", "float16"),
         help="number format to compute in; 'auto' is what the target was saved in",
     )
-    group.add_argument("--device", default="cpu", help="where to compute, such as cpu or cuda")
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="where to compute, such as cpu or cuda; 'auto' takes cuda where it is",
+    )
+    add_trust(parser)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """What a checkpoint is trusted with."""
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read pickled weights (pytorch_model.bin) where there are no safetensors; opening "
+        "them can run code, so only for checkpoints that you trust",
+    )
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -114,6 +130,7 @@ def load(options: argparse.Namespace, draft: str | None) -> Engine:
     quiet_libraries()
     from vispec.decoding.sampling import Sampling
     from vispec.loading import load
+    from vispec.messages import Fetcher
 
     Sampling(**sampling(options))
     return load(
@@ -122,6 +139,8 @@ def load(options: argparse.Namespace, draft: str | None) -> Engine:
         dtype=options.dtype,
         device=_device(options.device),
         tree=options.tree,
+        fetch=Fetcher(options.allow_host) if getattr(options, "allow_host", None) else None,
+        allow_pickle=options.allow_pickle,
     )
 
 
@@ -129,6 +148,8 @@ def _device(name: str) -> str:
     """`name`, once a number could be put there."""
     import torch
 
+    if name == "auto":
+        return name
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, ValueError) as error:

@@ -65,7 +65,8 @@ class SlotCache(Cache):
         slots: requests that fit at the same time.
         capacity: positions per slot; rounded up to a multiple of `READ_STEP`.
         dtype: of keys and values.
-        device: where the buffers live.
+        device: where the passes begin.
+        devices: where each layer's buffers live; all with `device` by default.
         compiled: the passes are compiled, once for reads of any length.
     """
 
@@ -77,6 +78,7 @@ class SlotCache(Cache):
         capacity: int,
         dtype: torch.dtype,
         device: torch.device,
+        devices: Sequence[torch.device] | None = None,
         compiled: bool = False,
     ) -> None:
         self.states = {i: StateLayer(slots) for i, shape in enumerate(shapes) if shape is None}
@@ -88,18 +90,23 @@ class SlotCache(Cache):
         )
         self.capacity, self._device = _round_up(capacity), device
         self.stores: list[Tensor] = []
-        """One for all layers of a shape, `[layers, 2, slots, kv_heads, capacity, head_dim]`."""
+        """One for all layers of a shape and device.
+
+        `[layers, 2, slots, kv_heads, capacity, head_dim]`.
+        """
         # A view a layer: a compiled pass writes into a view in place, but copies a whole store.
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
-        for shape in dict.fromkeys(shapes):
+        kinds = list(zip(shapes, devices or [device] * len(shapes), strict=True))
+        for kind in dict.fromkeys(kinds):
+            shape, place = kind
             if shape is None:
                 continue
-            layers, (kv_heads, head_dim) = [i for i, s in enumerate(shapes) if s == shape], shape
+            layers, (kv_heads, head_dim) = [i for i, k in enumerate(kinds) if k == kind], shape
             size = len(layers), 2, slots, kv_heads, self.capacity, head_dim
             # Zeros, not empty: hidden positions are multiplied by a weight of 0, and 0 * nan is
             # nan.
-            self.stores.append(torch.zeros(size, dtype=dtype, device=device))
+            self.stores.append(torch.zeros(size, dtype=dtype, device=place))
             self._keys |= {i: layer[0] for i, layer in zip(layers, self.stores[-1], strict=True)}
             self._values |= {i: layer[1] for i, layer in zip(layers, self.stores[-1], strict=True)}
         self.length = [0] * slots
@@ -160,13 +167,15 @@ class SlotCache(Cache):
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store `[count, kv_heads, width, head_dim]` at the window, return what it may read."""
         slots = slice(self.first, self.first + keys.shape[0])
-        found = []
+        index, found = self._index, []
+        if index.device != keys.device:
+            index = index.to(keys.device)
         for buffer, new in ((self._keys[layer], keys), (self._values[layer], values)):
             if keys.shape[0] == 1:
                 # Several times faster than a scatter.
-                buffer[self.first].index_copy_(1, self._index[0], new[0])
+                buffer[self.first].index_copy_(1, index[0], new[0])
             else:
-                buffer[slots].scatter_(2, self._index[:, None, :, None].expand(new.shape), new)
+                buffer[slots].scatter_(2, index[:, None, :, None].expand(new.shape), new)
             found.append(buffer[slots, :, : self.read_length])
         return found[0], found[1]
 
@@ -212,7 +221,7 @@ class SlotCache(Cache):
         if nodes[-1] != count - 1:
             rows = torch.tensor(nodes, device=self._device) + start
             for store in self.stores:
-                moved = store[:, :, slot].index_select(-2, rows)
+                moved = store[:, :, slot].index_select(-2, rows.to(store.device))
                 store[:, :, slot, :, start : start + count].copy_(moved)
         if self.states:
             window = self.first, self._count

@@ -10,6 +10,8 @@ import torch
 
 VARIANTS = 64
 """Shapes and settings that one function is compiled for."""
+_LENGTH_AXIS = {"input_ids": -1, "inputs_embeds": -2, "position_ids": -1}
+"""Where what a decoder is called with is as long as the prompt."""
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,3 +34,16 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         "options": {"guard_filter_fn": unguarded},
     }
     return torch.compile(function, **options)
+
+
+def lengths_may_vary(inputs: dict[str, Any]) -> bool:
+    """Whether a decoder is given nothing but what can be compiled for prompts of every length."""
+    given = {name for name, value in inputs.items() if value is not None}
+    return given <= _LENGTH_AXIS.keys() | {"past_key_values", "use_cache"}
+
+
+def let_length_vary(inputs: dict[str, Any]) -> None:
+    """Mark the length of a decoder's inputs as one that varies, so that it is compiled once."""
+    for name, axis in _LENGTH_AXIS.items():
+        if inputs.get(name) is not None:
+            torch._dynamo.maybe_mark_dynamic(inputs[name], inputs[name].ndim + axis)

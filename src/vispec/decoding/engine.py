@@ -13,7 +13,7 @@ from transformers import LogitsProcessorList
 
 from vispec.decoding.loop import FinishReason, Job, run
 from vispec.decoding.sampling import Chooser, Sampling
-from vispec.decoding.stats import Stats
+from vispec.decoding.stats import Stats, Watch
 from vispec.decoding.text import Piece, TextStream
 from vispec.decoding.tree import SampledShape, TreeShape
 from vispec.drafts.base import Draft
@@ -38,6 +38,8 @@ class Request:
         sampling: how tokens are chosen.
         logits_processor: further Hugging Face logits processors, after the checkpoint's own.
         videos: paths, bytes, or arrays of frames.
+        frames: how many frames of each video are shown; by default what the family's own rule
+            chooses.
     """
 
     prompt: str | Sequence[Message]
@@ -45,6 +47,11 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     logits_processor: LogitsProcessorList | None = None
     videos: Sequence[VideoSource] = ()
+    frames: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.frames is not None and self.frames < 1:
+            raise SamplingError("frames", self.frames, "a whole number from 1 on")
 
 
 @dataclass(frozen=True)
@@ -156,6 +163,7 @@ class Engine:
         self.target, self.draft = target, draft
         self.tree, self.sampled = tree or TreeShape(), sampled or SampledShape()
         self.max_batch, self.fetch = max_batch, fetch
+        self._watch = Watch(draft, target)
 
     @overload
     def generate(
@@ -164,6 +172,7 @@ class Engine:
         images: Sequence[ImageSource] = (),
         *,
         videos: Sequence[VideoSource] = (),
+        frames: int | None = None,
         speculate: bool = True,
         accept: Accept = "keyed",
         logits_processor: LogitsProcessorList | None = None,
@@ -186,6 +195,7 @@ class Engine:
             prompt: a question, a conversation, or a list of `Request`.
             images: the pictures of a single question.
             videos: its videos.
+            frames: of each video; see `Request`.
             speculate: False decodes plainly.
             accept: `"keyed"` gives the plain loop's own text for a seed; `"stochastic"` is the
                 papers' rule, whose text only has the same distribution.
@@ -207,6 +217,7 @@ class Engine:
         images: Sequence[ImageSource] = (),
         *,
         videos: Sequence[VideoSource] = (),
+        frames: int | None = None,
         speculate: bool = True,
         accept: Accept = "keyed",
         logits_processor: LogitsProcessorList | None = None,
@@ -216,7 +227,7 @@ class Engine:
         if accept not in ("keyed", "stochastic"):
             raise SamplingError("accept", accept, "'keyed' or 'stochastic'")
         if _is_batch(prompt):
-            if images or videos or sampling or logits_processor is not None:
+            if images or videos or frames or sampling or logits_processor is not None:
                 raise TypeError("images and sampling of a list of requests belong in the requests")
             requests: list[Request] = list(prompt)  # type: ignore[arg-type]
         else:
@@ -231,14 +242,18 @@ class Engine:
             if isinstance(videos, str | os.PathLike | bytes | np.ndarray):
                 videos = [videos]
             wishes = Sampling(**sampling)
-            requests = [Request(prompt, images, wishes, logits_processor, videos)]  # type: ignore[arg-type]
+            requests = [Request(prompt, images, wishes, logits_processor, videos, frames)]  # type: ignore[arg-type]
         answers = [self._answer(request, index) for index, request in enumerate(requests)]
         return Stream(answers, self._moves(answers, self.draft if speculate else None, accept))
 
     def _answer(self, request: Request, index: int) -> _Answer:
         """Everything that can go wrong with a request goes wrong here."""
         prompt = self.target.encode(
-            request.prompt, request.images, request.videos, fetch=self.fetch
+            request.prompt,
+            request.images,
+            request.videos,
+            fetch=self.fetch,
+            frames=request.frames,
         )
         return _Answer(self.target, request, prompt, index)
 
@@ -264,6 +279,8 @@ class Engine:
             )
             for moved in moves:
                 yield [by_job[id(job)] for job in moved]
+        if draft is not None:
+            self._watch.add(answer.job.stats for answer in answers)
 
 
 class _Answer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,3 +71,41 @@ class Stats:
         """Everything, derived numbers included, ready for JSON."""
         derived = ("total_s", "tokens_per_s", "acceptance_length", "accepted_per_pass")
         return dict(vars(self)) | {name: getattr(self, name) for name in derived}
+
+
+class Watch:
+    """Warns once of a draft that only costs time.
+
+    Args:
+        draft: has a `name`, and may have `trained_for`, the target that its checkpoint states.
+        target: has a `name`.
+    """
+
+    PASSES = 64
+    """Fewer say nothing."""
+    LEAST = 0.1
+    """Accepted tokens a pass, below which a draft is worth a warning."""
+
+    def __init__(self, draft: Any, target: Any) -> None:
+        self.draft, self.target = draft, target
+        self._passes = self._accepted = 0
+        self._warned = False
+
+    def add(self, stats: Iterable[Stats]) -> None:
+        """Take in what finished answers cost."""
+        for one in stats:
+            self._passes += one.target_passes
+            self._accepted += one.drafted_tokens
+        if self._warned or self._passes < self.PASSES:
+            return
+        if self._accepted < self.LEAST * self._passes:
+            self._warned = True
+            trained_for = getattr(self.draft, "trained_for", None)
+            stated = f"; its checkpoint says '{trained_for}'" if trained_for else ""
+            warnings.warn(
+                f"of draft '{self.draft.name}' {self._accepted} tokens were accepted in"
+                f" {self._passes} passes of '{self.target.name}': the text is right, but no sooner"
+                " there. The draft may be of another model, of this one before fine-tuning, or of"
+                f" text alone{stated}",
+                stacklevel=2,
+            )

@@ -30,6 +30,7 @@ class BlockConfig:
     """The draft's geometry, under the names of the published configurations.
 
     Attributes:
+        max_position_embeddings: 0 where that is not stated.
         block_size: rows of a block, the last accepted token's included.
         mask_token_id: what stands at rows that are to be guessed.
         aux_layers: whose inputs are read; the number of layers means the last one's output.
@@ -53,6 +54,7 @@ class BlockConfig:
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1e6
     rope_scaling: Mapping[str, Any] | None = None
+    max_position_embeddings: int = 0
     head_dim: int = 0
     target_hidden_size: int = 0
     target_layers: int = 0
@@ -172,7 +174,7 @@ class BlockNetwork(nn.Module):
             more = c.markov_rank if c.confidence == "hidden and token" else 0
             self.confidence_head = ConfidenceHead(d + more)
         self.register_buffer("token_map", None, persistent=False)
-        self._rotary = Rotary(c.head_dim, c.rope_theta, c.rope_scaling)
+        self._rotary = Rotary(c.head_dim, c.rope_theta, c.rope_scaling, c.max_position_embeddings)
 
     def feature_layers(self, target: Target) -> Sequence[int]:
         return self.config.aux_layers

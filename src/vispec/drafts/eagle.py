@@ -7,7 +7,9 @@ Shapes: `b` requests, `n` rows, `d` hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,14 @@ from vispec.drafts.sequential import SequentialDraft
 
 @dataclass(frozen=True)
 class EagleConfig:
-    """The draft's geometry, under the names of Hugging Face's Llama configuration."""
+    """The draft's geometry, under the names of Hugging Face's Llama configuration.
+
+    Attributes:
+        max_position_embeddings: 0 where that is not stated.
+        head_dim: size of a head; hidden size over heads where it is 0.
+        first_norm: a norm before the first layer's attention, which EAGLE leaves out.
+        final_norm: a norm behind the last layer; its output is the guessed feature.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -30,24 +39,34 @@ class EagleConfig:
     num_hidden_layers: int = 1
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
+    rope_scaling: Mapping[str, Any] | None = None
+    max_position_embeddings: int = 0
     qkv_bias: bool = False
     fc_bias: bool = True
+    head_dim: int = 0
+    output_bias: bool = False
+    first_norm: bool = False
+    final_norm: bool = False
 
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+    def __post_init__(self) -> None:
+        if not self.head_dim:
+            head_dim = self.hidden_size // self.num_attention_heads
+            object.__setattr__(self, "head_dim", head_dim)
 
 
 class _Layer(nn.Module):
-    """A Llama decoder layer; the draft's first one has no norm before its attention."""
+    """A Llama decoder layer; the first one mostly has no norm before its attention."""
 
     def __init__(self, config: EagleConfig, index: int) -> None:
         super().__init__()
         c = config
         heads = c.num_attention_heads, c.num_key_value_heads, c.head_dim
-        self.self_attn = Attention(c.hidden_size, *heads, bias=c.qkv_bias)
+        self.self_attn = Attention(
+            c.hidden_size, *heads, bias=c.qkv_bias, output_bias=c.output_bias
+        )
         self.mlp = Mlp(c.hidden_size, c.intermediate_size)
-        self.input_layernorm = nn.RMSNorm(c.hidden_size, c.rms_norm_eps) if index else None
+        has_norm = index or c.first_norm
+        self.input_layernorm = nn.RMSNorm(c.hidden_size, c.rms_norm_eps) if has_norm else None
         self.post_attention_layernorm = nn.RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.index = index
 
@@ -82,6 +101,7 @@ class EagleDraft(SequentialDraft):
         self.config = config
         self.fc = nn.Linear(2 * d, d, bias=config.fc_bias)
         self.layers = nn.ModuleList(_Layer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(d, config.rms_norm_eps) if config.final_norm else None
         self.img_fc: nn.Linear | None = None
         if adapter is not None and adapter.has_global:
             # ViSpec starts as EAGLE: the feature passes unchanged, the global vector is ignored.
@@ -90,7 +110,9 @@ class EagleDraft(SequentialDraft):
             nn.init.eye_(self.img_fc.weight[:, :d])
             if self.img_fc.bias is not None:
                 nn.init.zeros_(self.img_fc.bias)
-        self._rotary = Rotary(config.head_dim, config.rope_theta)
+        self._rotary = Rotary(
+            config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings
+        )
 
     def cache_shapes(self) -> list[tuple[int, int]]:
         return [(self.config.num_key_value_heads, self.config.head_dim)] * len(self.layers)
@@ -111,4 +133,4 @@ class EagleDraft(SequentialDraft):
         rotation = self._rotary(position, x.dtype)
         for layer in self.layers:
             x = layer(x, rotation, mask, cache)
-        return x
+        return x if self.norm is None else self.norm(x)

@@ -28,6 +28,7 @@ class Eagle3Config:
 
     Attributes:
         draft_vocab_size: tokens that its head knows.
+        max_position_embeddings: 0 where that is not stated.
         head_dim: size of a head; hidden size over heads where it is 0.
         target_hidden_size: `e`; the draft's own where it is 0.
         aux_layers: whose inputs are read; None is `(2, layers // 2, layers - 3)` of the target.
@@ -49,6 +50,7 @@ class Eagle3Config:
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     rope_scaling: Mapping[str, Any] | None = None
+    max_position_embeddings: int = 0
     head_dim: int = 0
     target_hidden_size: int = 0
     aux_layers: tuple[int, ...] | None = None
@@ -146,7 +148,7 @@ class Eagle3Draft(SequentialDraft):
             if c.fc_norm
             else None
         )
-        self._rotary = Rotary(c.head_dim, c.rope_theta, c.rope_scaling)
+        self._rotary = Rotary(c.head_dim, c.rope_theta, c.rope_scaling, c.max_position_embeddings)
 
     def feature_layers(self, target: Target) -> Sequence[int]:
         if self.config.aux_layers is not None:
@@ -184,7 +186,8 @@ class Eagle3Draft(SequentialDraft):
 
     def logits(self, hidden: Tensor, head: nn.Module) -> Tensor:
         """`[…, draft_vocab_size]`, of its own head where it has one."""
-        return (self.lm_head or head)(hidden if self.config.norm_output else self.norm(hidden))
+        hidden = hidden if self.config.norm_output else self.norm(hidden)
+        return super().logits(hidden, self.lm_head or head)
 
     def mismatches(self, target: Target) -> list[str]:
         c, problems = self.config, []

@@ -17,7 +17,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from vispec.decoding.cache import SlotCache
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines, `[b, 1, n, head_dim]` each."""
+"""Cosines and sines, `[b, 1, n, m]` each, of the `m` dimensions of a head that are turned."""
 
 
 class Attention(nn.Module):
@@ -112,24 +112,32 @@ class Rotary:
     Args:
         head_dim: size of a head.
         theta: base of the frequencies.
-        scaling: as a Hugging Face configuration states it. M-RoPE is none: with one position a
-            token, its three are the same.
+        scaling: as a Hugging Face configuration states it, with `partial_rotary_factor` where only
+            the first part of a head is turned. M-RoPE is none: with one position a token, its three
+            are the same.
+        max_positions: that the draft is made for, which some scalings start from; 0 if not stated.
     """
 
     def __init__(
-        self, head_dim: int, theta: float, scaling: Mapping[str, Any] | None = None
+        self,
+        head_dim: int,
+        theta: float,
+        scaling: Mapping[str, Any] | None = None,
+        max_positions: int = 0,
     ) -> None:
-        self.scale = 1.0
-        kind = (scaling or {}).get("rope_type") or (scaling or {}).get("type") or "default"
+        self.scale, stated = 1.0, dict(scaling or {})
+        kind = stated.get("rope_type") or stated.get("type") or "default"
         if kind in ("default", "mrope"):
-            half = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu")
-            self.frequency = theta ** (-half / head_dim)
+            turned = int(head_dim * stated.get("partial_rotary_factor", 1.0))
+            half = torch.arange(0, turned, 2, dtype=torch.float32, device="cpu")
+            self.frequency = theta ** (-half / turned)
             return
         config = LlamaConfig(
             head_dim=head_dim,
             hidden_size=head_dim,
             num_attention_heads=1,
-            rope_parameters={**(scaling or {}), "rope_type": kind, "rope_theta": theta},
+            rope_parameters={**stated, "rope_type": kind, "rope_theta": theta},
+            **({"max_position_embeddings": max_positions} if max_positions else {}),
         )
         with torch.device("cpu"):
             self.frequency, self.scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
@@ -147,7 +155,10 @@ class Rotary:
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn heads `[b, heads, n, head_dim]` by their positions."""
+    """Turn heads `[b, heads, n, head_dim]`, or the first part of each, by their positions."""
     cos, sin = rotation
+    turned = cos.shape[-1]
+    if turned < x.shape[-1]:
+        return torch.cat([rotate(x[..., :turned], rotation), x[..., turned:]], -1)
     first, second = x.chunk(2, -1)
     return x * cos + torch.cat([-second, first], -1) * sin

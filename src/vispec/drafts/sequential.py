@@ -60,6 +60,8 @@ class SequentialDraft(nn.Module):
 
     token_map: Tensor | None
     """`[V']` target tokens that the draft's own, fewer tokens stand for; None where they agree."""
+    trained_for: str | None = None
+    """The target that its checkpoint names, where it names one."""
 
     def __init__(
         self,
@@ -124,7 +126,7 @@ class SequentialDraft(nn.Module):
 
     def logits(self, hidden: Tensor, head: nn.Module) -> Tensor:
         """`[…, V']` of guessed features `[…, d]`; `head` is the target's."""
-        return head(hidden)
+        return head(hidden).to(hidden.device)
 
     # --- Fitting a target -------------------------------------------------------------------------
 

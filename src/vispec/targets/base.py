@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import torch
@@ -21,24 +20,23 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
-from transformers.video_utils import VideoMetadata
 
 from vispec.decoding.cache import SlotCache
-from vispec.decoding.compilation import compiled
+from vispec.decoding.compilation import compiled, lengths_may_vary, let_length_vary
 from vispec.decoding.tree import Tree, ancestor_mask
-from vispec.errors import (
-    AttentionError,
-    CheckpointError,
-    ConversationError,
-    ImageError,
-    PromptTooLongError,
-    VideoError,
-)
+from vispec.errors import PromptTooLongError
 from vispec.images import ImageSource, load_image
 from vispec.messages import Fetch, conversation
-from vispec.targets.hooks import decoder_inputs, recorded, replayed
-from vispec.targets.visual import MODALITIES, PIXELS, dealt, run_towers, share
-from vispec.videos import VideoSource, load_video
+from vispec.targets.encoding import chat_text, model_inputs
+from vispec.targets.hooks import (
+    attending,
+    decoder_inputs,
+    execution_device,
+    recorded,
+    replayed,
+)
+from vispec.targets.visual import MODALITIES, dealt, run_towers
+from vispec.videos import VideoSource
 
 Message = Mapping[str, Any]
 """A turn in OpenAI's or Hugging Face's format; see `vispec.messages`."""
@@ -92,8 +90,6 @@ class Verification:
 
 _RECURRENT = frozenset(("conv", "linear_attention"))
 """Kinds of decoder layers that keep a state instead of keys and values."""
-_LENGTH_AXIS = {"input_ids": -1, "inputs_embeds": -2, "position_ids": -1}
-"""Where what a decoder is called with is as long as the prompt."""
 
 
 class Target:
@@ -105,9 +101,6 @@ class Target:
         model: a loaded model with a `generate` of its own.
         processor: its processor (or tokenizer).
         name: what messages call it; the model's own name by default.
-
-    Raises:
-        AttentionError: if the decoder's attention cannot take a tree mask.
     """
 
     model_types: tuple[str, ...] = ()
@@ -122,9 +115,6 @@ class Target:
         self.compiled = False
         self.layer_kinds: list[str] = get_layer_types_and_kwargs(self.text_config)[0]
         """What every decoder layer attends to, in Hugging Face's words ("full_attention", …)."""
-        attention = self.text_config._attn_implementation
-        if attention not in ("sdpa", "eager"):
-            raise AttentionError(attention)
 
     # --- What families may override -----------------------------------------------------------
 
@@ -203,6 +193,13 @@ class Target:
         return bool(_RECURRENT.intersection(self.layer_kinds))
 
     @property
+    def tree_attention(self) -> str | None:
+        """What verifies trees in place of an attention that takes no mask, such as flash's."""
+        if self.text_config._attn_implementation in ("sdpa", "eager"):
+            return None
+        return "sdpa" if getattr(self.model, "_supports_sdpa", True) else "eager"
+
+    @property
     def embedding(self) -> nn.Embedding:
         """The model's own token embedding; drafts share it."""
         return self.model.get_input_embeddings()
@@ -221,8 +218,12 @@ class Target:
         videos: Sequence[VideoSource] = (),
         *,
         fetch: Fetch | None = None,
+        frames: int | None = None,
     ) -> Prompt:
         """Apply the chat template and the processor; arguments as of `messages.conversation`.
+
+        Args:
+            frames: how many of each video are shown; the family's own choice by default.
 
         Raises:
             CheckpointError: if the processor has no chat template.
@@ -232,65 +233,23 @@ class Target:
             PromptTooLongError: if the prompt leaves no room for an answer.
         """
         asked = conversation(prompt, images, videos, fetch=fetch)
-        if getattr(self.processor, "chat_template", None) is None:
-            raise CheckpointError(
-                self.name,
-                "has no chat template",
-                missing=["chat_template.jinja"],
-                fix="Set processor.chat_template, or use a version of the checkpoint that has one.",
-            )
-        messages = [_as_parts(m) for m in asked.messages]
-        if self.processor is self.tokenizer:  # templates of text models join strings
-            messages = [_as_text(m) for m in messages]
-        text = self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
-        )
-        return self.encode_text(text, [load_image(one) for one in asked.images], asked.videos)
+        text = chat_text(self.processor, asked.messages, self.name)
+        pictures = [load_image(one) for one in asked.images]
+        return self.encode_text(text, pictures, asked.videos, frames=frames)
 
     def encode_text(
-        self, text: str, images: Sequence[Image.Image] = (), videos: Sequence[VideoSource] = ()
+        self,
+        text: str,
+        images: Sequence[Image.Image] = (),
+        videos: Sequence[VideoSource] = (),
+        *,
+        frames: int | None = None,
     ) -> Prompt:
         """Tokenize text that already has the chat format and placeholders in it."""
-        if self.processor is self.tokenizer:
-            if images or videos:
-                raise ConversationError(
-                    f"{len(images) + len(videos)} images and videos were given to '{self.name}'",
-                    "it is a text model; ask it without any",
-                )
-            return self.prompt(
-                dict(self.tokenizer(text, return_tensors="pt", add_special_tokens=False))
-            )
-        shown: dict[str, Any] = {}
-        if videos:
-            loaded = [load_video(one, self._wanted_frames) for one in videos]
-            shown = {
-                "videos": [one.frames for one in loaded],
-                "video_metadata": [one.metadata for one in loaded],
-                "do_sample_frames": False,
-            }
-        bos = getattr(self.tokenizer, "bos_token", None)
-        inputs = self.processor(
-            images=list(images) or None,
-            text=[text],
-            return_tensors="pt",
-            # The template may write the first token itself.
-            add_special_tokens=not (bos and text.startswith(bos)),
-            **shown,
+        named = {"name": self.name, "model_type": self.model_type}
+        return self.prompt(
+            model_inputs(self.processor, text, images, videos, frames=frames, **named)
         )
-        return self.prompt(dict(inputs))
-
-    def _wanted_frames(self, facts: VideoMetadata) -> Sequence[int]:
-        """The family's own choice of a video's frames."""
-        sampler = getattr(self.processor, "video_processor", None)
-        if sampler is None:
-            raise VideoError(
-                "what was given", f"'{self.name}' takes no videos", "ask about single frames"
-            )
-        if not getattr(sampler, "do_sample_frames", False):
-            return range(facts.total_num_frames)
-        names = signature(sampler.sample_frames).parameters
-        options = {name: getattr(sampler, name) for name in names if hasattr(sampler, name)}
-        return [int(i) for i in sampler.sample_frames(metadata=facts, **options)]
 
     def prompt(self, inputs: dict[str, Any]) -> Prompt:
         """Take inputs that a processor made for one conversation.
@@ -299,60 +258,23 @@ class Target:
             PromptTooLongError: if they leave no room for an answer.
         """
         moved = {
-            key: value.to(self.device, self.dtype if value.is_floating_point() else None)
+            key: value.to(self.device, self.dtype if _is_pixels(key, value) else None)
             if isinstance(value, Tensor)
             else value
             for key, value in inputs.items()
         }
         ids = moved["input_ids"][0].tolist()
         if len(ids) >= self.context_length:
-            raise PromptTooLongError(len(ids), self.context_length)
+            shown = int((self.placeholders(moved) != 0).sum())
+            raise PromptTooLongError(len(ids), self.context_length, shown)
         return Prompt(ids, moved)
-
-    def rows(self, input_ids: Tensor, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Split what `generate` was given for several conversations into one set of inputs each.
-
-        Args:
-            input_ids: `[b, t]`, padded on the left.
-            inputs: the other inputs of the model's forward; `attention_mask [b, t]` tells padding.
-
-        Raises:
-            ImageError: for pixels of several conversations that `generate` has not encoded, since
-                nothing tells whose they are.
-        """
-        given = {key: value for key, value in inputs.items() if value is not None}
-        mask = given.pop("attention_mask", torch.ones_like(input_ids)).bool()
-        shown = given.pop("mm_encoder_outputs", {})
-        if len(input_ids) > 1 and any(name in given for name in PIXELS):
-            raise ImageError(
-                f"pixels of {len(input_ids)} conversations at once cannot be told apart for models"
-                f" of type '{self.model_type}'; call generate with one conversation at a time"
-            )
-        kinds = self.placeholders({"input_ids": input_ids} | given)
-        rows = []
-        for index, ids in enumerate(input_ids):
-            row: dict[str, Any] = {"input_ids": ids[mask[index]][None]}
-            for key, value in given.items():
-                if not isinstance(value, Tensor):
-                    continue  # settings of `generate`, and its own cache
-                if value.shape[-2:] == input_ids.shape:
-                    row[key] = value[..., index, mask[index]].unsqueeze(-2)
-                elif len(input_ids) == 1:
-                    row[key] = value
-            counts = {name: kinds.eq(number).sum(1) for name, number in MODALITIES.items()}
-            own = {
-                name: share(output, counts[name][:index].sum(), counts[name][index])
-                for name, output in shown.items()
-                if output is not None and counts[name][index]
-            }
-            rows.append(row | ({"mm_encoder_outputs": own} if own else {}))
-        return rows
 
     # --- Running ------------------------------------------------------------------------------
 
     def new_cache(self, slots: int, capacity: int) -> SlotCache:
         """An empty cache for `slots` requests of up to `capacity` positions each."""
         shapes: list[tuple[int, int] | None] = []
+        devices = [execution_device(layer) for layer in self.decoder.layers]
         for kind, layer in zip(self.layer_kinds, self.text_config.per_layer_config, strict=True):
             if kind in _RECURRENT or kind == "dummy":  # a state, or the keys of another layer
                 shapes.append(None)
@@ -366,6 +288,7 @@ class Target:
             capacity=capacity,
             dtype=self.dtype,
             device=self.device,
+            devices=devices,
             compiled=self.compiled,
         )
 
@@ -399,22 +322,24 @@ class Target:
         inputs = {**inputs, "position_ids": positions, "attention_mask": None}
         seen = decoder_inputs(self.model.base_model, self.decoder, inputs, cache)
         entered = time.perf_counter()
-        fast = self.compiled and not layers and _shapes_known(seen)
+        fast = self.compiled and not layers and lengths_may_vary(seen)
         if fast:
-            _let_length_vary(seen)
+            let_length_vary(seen)
         run = self._compiled_prompt_pass if fast else self._prompt_pass
         with recorded(self.decoder, layers, cache) as found:
             hidden = run(seen)
         logits = self.logits(hidden[:, -1])
         ended = time.perf_counter()
+        # Of a model on several devices, what comes out lies on the last one.
+        features = found.features(hidden)[0].to(self.device)
         cache.keep(slot, range(t))
         cache.offset[slot] = offset
         embeddings = seen.get("inputs_embeds")
         if embeddings is None:
             embeddings = self.embedding(prompt.inputs["input_ids"])
         return Prefill(
-            logits,
-            found.features(hidden)[0],
+            logits.to(self.device),
+            features,
             embeddings[0],
             self.image_index(prompt.inputs, shown),
             entered - started,
@@ -438,11 +363,15 @@ class Target:
         cache.window(first, *tree.token.shape)
         place = tree.depth, tree.parent, tree.max_depth
         # What is noted by hooks is not noted by a compiled pass.
-        fast = self.compiled and not layers and not self.chains_only
+        fast = self.compiled and not layers and not self.chains_only and not self.tree_attention
         run = self._compiled_tree_pass if fast else self._tree_pass
-        with recorded(self.decoder, layers, cache) as found, replayed(self.decoder, cache):
+        with (
+            recorded(self.decoder, layers, cache) as found,
+            replayed(self.decoder, cache),
+            attending(self.text_config, self.tree_attention),
+        ):
             logits, hidden = run(tree.token, *place, cache)
-        return Verification(logits, found.features(hidden))
+        return Verification(logits.to(self.device), found.features(hidden).to(self.device))
 
     def _tree_pass(
         self, token: Tensor, depth: Tensor, parent: Tensor, max_depth: int, cache: SlotCache
@@ -520,25 +449,6 @@ class Target:
         return frozenset(eos if isinstance(eos, list | tuple) else [eos])
 
 
-def _as_parts(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Templates of models with images go through parts; of a bare string they see nothing."""
-    content = message["content"]
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    return {**message, "content": parts}
-
-
-def _as_text(message: Mapping[str, Any]) -> dict[str, Any]:
-    return {**message, "content": "".join(part.get("text", "") for part in message["content"])}
-
-
-def _shapes_known(inputs: dict[str, Any]) -> bool:
-    """Whether a decoder is given nothing but what can be compiled for prompts of every length."""
-    given = {name for name, value in inputs.items() if value is not None}
-    return given <= _LENGTH_AXIS.keys() | {"past_key_values", "use_cache"}
-
-
-def _let_length_vary(inputs: dict[str, Any]) -> None:
-    """Mark the length of a decoder's inputs as one that varies, so that it is compiled once."""
-    for name, axis in _LENGTH_AXIS.items():
-        if inputs.get(name) is not None:
-            torch._dynamo.maybe_mark_dynamic(inputs[name], inputs[name].ndim + axis)
+def _is_pixels(key: str, value: Tensor) -> bool:
+    """Whether an input is what a vision tower computes with; seconds a frame, say, are not."""
+    return value.is_floating_point() and key.startswith("pixel")

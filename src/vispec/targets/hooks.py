@@ -49,6 +49,19 @@ def decoder_inputs(
     raise RuntimeError(f"{type(model).__name__} did not call its decoder")
 
 
+@contextmanager
+def attending(config: Any, implementation: str | None) -> Iterator[None]:
+    """Let a decoder attend with another implementation, None leaves it its own."""
+    own = config._attn_implementation
+    if implementation is not None:
+        config._attn_implementation = implementation
+    try:
+        yield
+    finally:
+        if implementation is not None:
+            config._attn_implementation = own
+
+
 class Recorded:
     """Hidden states of some layers, in the order in which they were asked for."""
 
@@ -110,3 +123,10 @@ def replayed(decoder: Any, cache: SlotCache) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def execution_device(layer: nn.Module) -> torch.device:
+    """Where a layer computes, which of an offloaded one is not where its weights lie."""
+    hook = getattr(layer, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return torch.device(device) if device is not None else next(layer.parameters()).device

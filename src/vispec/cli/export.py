@@ -1,0 +1,69 @@
+"""`vispec export`: a draft in the format of another engine."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rich.text import Text
+
+from vispec.cli.terminal import Screen, quiet_libraries
+from vispec.errors import VispecError
+
+DESCRIPTION = """\
+Write a draft in the format that another engine loads. What a format cannot represent is refused
+with the reason; --closest writes what comes closest instead, and says what was left out."""
+
+EXAMPLES = """\
+examples:
+  vispec export ./my-draft --format eagle3 ./out                 for SGLang and the EAGLE code
+  vispec export ./my-draft --format speculators ./out --target ./my-llava      for vLLM
+  vispec export embedded --format eagle --closest ./out          without its vision adapter
+"""
+
+
+def add(verbs: argparse._SubParsersAction[Any]) -> None:
+    """Declare the verb."""
+    from vispec.cli.options import add_trust
+
+    parser = verbs.add_parser(
+        "export",
+        help="write a draft for another engine",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+    )
+    parser.add_argument("draft", help="'embedded', a folder, or a hub name")
+    parser.add_argument("folder", help="where to write; is made where it does not exist")
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=("vispec", "eagle", "eagle3", "dflash", "dspark", "speculators"),
+        help="what to write",
+    )
+    parser.add_argument("--target", metavar="MODEL", help="the target that the files should name")
+    parser.add_argument(
+        "--closest", action="store_true", help="leave out what the format cannot represent"
+    )
+    add_trust(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Read, write, say what is missing."""
+    quiet_libraries()
+    from vispec.checkpoints.export import export
+    from vispec.checkpoints.files import locate
+    from vispec.checkpoints.formats import plan_of, read
+
+    place, pickled = locate(options.draft, "draft"), options.allow_pickle
+    facts = plan_of(place, options.draft, pickled=pickled).facts
+    draft = read(place, label=options.draft, pickled=pickled)
+    extra = {**facts, **({"target": options.target} if options.target else {})}
+    if options.format == "speculators" and "target" not in extra:
+        raise VispecError("the speculators format names the draft's target: give --target")
+    left = export(draft, options.folder, options.format, closest=options.closest, **extra)
+    screen = Screen()
+    screen.put(Text(f"wrote {options.folder} in the {options.format} format"))
+    for sentence in left:
+        screen.put(Text(f"  {sentence}"))
+    return 0
