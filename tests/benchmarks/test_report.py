@@ -17,27 +17,28 @@ def row(task: str, method: str, speed: float, **more: Any) -> dict[str, Any]:
         "tokens_per_s": speed, "tokens_per_s_spread": [speed * 0.9, speed * 1.1],
         "speedup_vs_generate": speed / 50, "speedup_vs_fastest_plain": speed / 80,
         "speedup_vs_generate_spread": [speed / 55, speed / 45],
+        "speedup_vs_generate_interval": [speed / 60, speed / 40],
+        "speedup_vs_fastest_plain_interval": [speed / 100, speed / 64],
         "fastest_plain": "plain",
     } | more  # fmt: skip
 
 
+MACHINE = {
+    "processor": "A processor", "cores": 4, "flags": ["avx2"], "threads": 2, "torch": "2",
+    "transformers": "5", "settings": {"OMP_THING": "1"},
+}  # fmt: skip
 RESULT = {
     "dtype": "float32",
-    "machine": {
-        "processor": "A processor",
-        "flags": ["avx2"],
-        "threads": 2,
-        "torch": "2",
-        "transformers": "5",
-    },
+    "repeats": [{"date": f"2026-01-0{day}", "machine": MACHINE} for day in (1, 2, 2)],
     "rows": [
         row("vqa", "generate", 50.0),
         row("vqa", "plain", 80.0),
         row(
             "vqa", "vispec", 160.0, acceptance_length=3.5, share_of_attainable=0.91,
             attainable_vs_same_mode=2.2,
-            identical=26,
+            identical=26, cycles_vs_same_mode=2.4,
             draft_ms_per_pass=1.0, verify_ms_per_pass=6.0, overhead_ms_per_pass=0.25,
+            encode_ms=3.0, vision_ms=4.0, prefill_ms=5.0, read_ms=6.0,
         ),
     ],
 }  # fmt: skip
@@ -45,24 +46,39 @@ RESULT = {
 
 def test_the_headline_names_both_baselines_and_what_was_gained() -> None:
     assert report.headline(RESULT).splitlines()[2] == (
-        "| scene, a question | 0 | 50 | 80 (plain) | 160 | 3.20x | 2.00x "
-        "| 3.50 | 2.20x (91% reached) | 26/27 |"
+        "| scene, a question | 0 | 50 | 80 (plain) | 160 | 3.20x (2.67 to 4.00) "
+        "| 2.00x (1.60 to 2.50) | 3.50 | 2.20x (91% reached) | 26/27 |"
     )
 
 
 def test_acceptance_stands_beside_that_of_tables() -> None:
     row = {
         "task": "read", "bits_per_token": 0.5, "bigrams": 1.5, "bigrams_any_tree": 1.9,
-        "prompt_lookup": 1.1, "draft": 2.5,
+        "prompt_lookup": 1.1, "draft": 2.5, "advantage": 2.5 / 1.5, "reached": True,
     }  # fmt: skip
     text = report.acceptance({"acceptance": [row]})
-    assert text.splitlines()[2:] == ["| text, read | 0.50 | 1.50 | 1.90 | 1.10 | 2.50 |"]
+    assert text.splitlines()[2:] == [
+        "| text, read | 0.50 | 1.50 | 1.90 | 1.10 | 2.50 | 1.67x | reached | 1.32x |"
+    ]
 
 
 def test_the_conditions_state_machine_spread_and_cycle() -> None:
     text = report.conditions(RESULT)
-    for part in ("9 held-out items", "3 rounds", "up to 20%", "2 threads of A processor", "1.0 ms"):
+    for part in (
+        "9 held-out items", "3 rounds", "on 2 days", "up to 20%", "2 threads of A processor",
+        "4 cores", "OMP_THING=1", "18 ms pass before", "1.0 ms of drafting", "question 2.40x",
+        "3.22x over `generate` by none", "1.8x over the fastest plain way by scene, a question",
+    ):  # fmt: skip
         assert part in text
+
+
+def test_what_was_missed_is_said() -> None:
+    measure = {
+        "name": "words", "items": 9, "true": 0.1517, "swapped": 1.2, "least": 0.15,
+        "gain": None, "lower_is_better": True, "reached": False,
+    }  # fmt: skip
+    line = report.sight({"quality": [measure]}).splitlines()[2]
+    assert line == "| words | 9 | 0.152 | 1.200 | at most 0.15 | **not reached** |"
 
 
 def test_parts_replace_what_stands_between_their_marks_and_nothing_else() -> None:

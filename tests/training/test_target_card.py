@@ -41,7 +41,8 @@ def test_the_card_has_the_numbers(work: Path) -> None:
         "| at least 0.80, 0.25 better than with another: not reached |"
     ) in text
     assert "in 21 fonts" in text
-    assert "Seed 5. Resumed once." in text
+    assert "Seed 5; 16 conversations a step; peak learning rates 0.0015 (tower)," in text
+    assert "(further). Resumed once." in text
     assert "* joined: 400 steps in 40.0 minutes" in text
     assert "research use only" in text.lower()
 

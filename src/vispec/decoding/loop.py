@@ -207,7 +207,7 @@ def _prefill(
     stats.prompt_tokens, stats.new_tokens = len(job.prompt), len(job.token_ids)
     stats.vision_s = prefill.vision_s
     stats.prefill_s = prefilled - begun - prefill.vision_s
-    stats.draft_s += clock() - prefilled
+    stats.read_s = clock() - prefilled
 
 
 def _retire(active: list[Job], cache: SlotCache, session: DraftSession | None) -> list[int]:

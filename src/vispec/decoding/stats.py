@@ -22,7 +22,8 @@ class Stats:
         accepted_by_depth: how many passes accepted a draft token at depth 1, 2, …
         vision_s: until the decoder first ran: the vision tower and projector.
         prefill_s: the prompt in the decoder, and the first token.
-        draft_s: reading the prompt, proposing and advancing.
+        read_s: the draft reading the prompt.
+        draft_s: proposing and advancing.
         verify_s: the target's passes over trees.
         overhead_s: everything else in the loop: acceptance, caches, text.
     """
@@ -34,13 +35,15 @@ class Stats:
     accepted_by_depth: list[int] = field(default_factory=list)
     vision_s: float = 0.0
     prefill_s: float = 0.0
+    read_s: float = 0.0
     draft_s: float = 0.0
     verify_s: float = 0.0
     overhead_s: float = 0.0
 
     @property
     def total_s(self) -> float:
-        return self.vision_s + self.prefill_s + self.draft_s + self.verify_s + self.overhead_s
+        prompt = self.vision_s + self.prefill_s + self.read_s
+        return prompt + self.draft_s + self.verify_s + self.overhead_s
 
     @property
     def tokens_per_s(self) -> float:

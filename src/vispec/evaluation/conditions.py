@@ -25,6 +25,7 @@ def conditions() -> dict[str, Any]:
     return {
         "processor": names[0] if names else platform.processor(),
         "flags": [f for f in flags if f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16")],
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "fonts": len(scenes.fonts()),
         "settings": {

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from vispec.checkpoints.files import fingerprint, locate
 from vispec.decoding.engine import Engine
 from vispec.decoding.planner import CHAINS, TREES
 from vispec.evaluation import baselines
-from vispec.evaluation.conditions import conditions, source
+from vispec.evaluation.conditions import commit, conditions, source
 from vispec.evaluation.items import TASKS, Item, held_out, training, word_items
 from vispec.evaluation.quality import answers, quality, read
 from vispec.loading import load
@@ -48,7 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     # Now: files may change while this runs, but not what was imported.
-    depends = {"machine": conditions(), "source": source("src")}
+    depends = {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit(),
+        "machine": conditions(),
+        "source": source("src"),
+    }
 
     engine = load(given.target, None if given.draft == "none" else given.draft, max_batch=16)
     items = held_out(given.data, given.count)
@@ -65,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = acceptance(engine, asked, said, others, answers(engine, others))
     report = {
         "command": f"python -m vispec.evaluation.embedded --count {given.count}"
-        f" --table {given.table}" + (" --data DIR" if given.data else ""),
+        f" --table {given.table} --threads {given.threads}" + (" --data DIR" if given.data else ""),
         **depends,
         "weights": {
             role: fingerprint(locate(name, role))
@@ -177,8 +183,8 @@ def show(report: dict[str, Any]) -> None:
     console.print(table)
     if report["acceptance"]:
         table = Table(
-            "task", "bits a token", "bigrams", "any tree", "prompt lookup", "draft", "advantage",
-            "",
+            "task", "bits a token (sampled)", "bigrams", "any tree", "prompt lookup", "draft",
+            "advantage", "",
             box=box.SIMPLE,
         )  # fmt: skip
         table.title = f"Tokens a pass on the same greedy answers (goal: {ADVANTAGE}x the better)"

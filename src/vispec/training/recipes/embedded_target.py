@@ -71,6 +71,7 @@ RATES = {"tower": 1.5e-3, "text": 2e-3, "joined": 1.5e-3, "grown": 4e-4, FURTHER
 """Peak learning rate of each phase."""
 PHOTO_TURNS = {"joined": 3, "grown": 5, FURTHER: 2}
 """How often an epoch shows a photograph, for each time that it shows a scene."""
+SEED, BATCH = 1, 16
 LONGEST = 160
 """Text positions of a conversation beside its image."""
 
@@ -363,8 +364,8 @@ def _parse(arguments: Sequence[str] | None) -> Plan:
         help="a model of this recipe to train on",
     )
     parser.add_argument("--scenes", type=int, default=40000, help="how many scenes to render")
-    parser.add_argument("--batch", type=int, default=16, help="conversations a step")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=BATCH, help="conversations a step")
+    parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--threads", type=int, default=2, help="threads that torch may use")
     parser.add_argument(
         "--compile",

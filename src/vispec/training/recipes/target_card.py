@@ -15,8 +15,16 @@ from typing import Any
 
 from vispec.checkpoints.files import read_config, tensor_headers
 from vispec.training.recipes.card import judged, table, training_of
-from vispec.training.recipes.embedded_target import FURTHER, PHASES, PHOTO_TURNS
+from vispec.training.recipes.embedded_target import (
+    BATCH,
+    FURTHER,
+    PHASES,
+    PHOTO_TURNS,
+    RATES,
+    SEED,
+)
 
+NOTE = Path(__file__).parent / "embedded_target_note.md"
 CARD = """# The embedded target
 
 A small LLaVA-1.5 ({parameters:.1f} M parameters: a CLIP tower of {tower} layers, a Llama decoder of
@@ -34,13 +42,14 @@ run. It is narrow and as deep as real models, because speculative decoding lives
 * public-domain English prose (Project Gutenberg) for the text phase.
 
 Held out: one scene seed and one image name in twenty, by hash; everything below is measured on
-those.
+those. Their fonts and words are those of training, and they served while the recipe was tuned:
+there is no third set.
 
 ## Training
 
 {training}
 
-Seed {seed}.{note}
+Seed {seed}; {batch} conversations a step; peak learning rates {rates}.{note}
 
 Cross entropy of an answer token on held-out images, nats:
 
@@ -72,12 +81,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, help="work folder of its training")
     parser.add_argument("--quality", type=Path, required=True, help="its evaluation, as JSON")
     parser.add_argument("--fonts", type=int, default=29, help="fonts its scenes were drawn in (29)")
-    parser.add_argument("--seed", type=int, default=0, help="of its training (0)")
-    parser.add_argument("--note", default="", help="what else to say of this run")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"of its training ({SEED})")
+    parser.add_argument(
+        "--note", type=Path, default=NOTE, help="file with what else to say of this run"
+    )
     given = parser.parse_args(arguments)
     report = json.loads(given.quality.read_text())
     (given.model / "README.md").write_text(
-        card(given.model, given.work, report, given.fonts, given.seed, given.note)
+        card(
+            given.model, given.work, report, given.fonts, given.seed, given.note.read_text().strip()
+        )
     )
 
 
@@ -101,6 +114,8 @@ def card(
         fonts=fonts,
         training=training_of(work, (*PHASES, FURTHER)),
         seed=seed,
+        batch=BATCH,
+        rates=", ".join(f"{rate:.2g} ({phase})" for phase, rate in RATES.items()),
         note=f" {note}" if note else "",
         curve=curve(work),
         quality=quality(report["quality"]),

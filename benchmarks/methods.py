@@ -1,0 +1,197 @@
+"""Every way of decoding that is compared, as a function that answers and is timed.
+
+Timed from the question and the decoded picture to the text: chat template, image processor, vision
+tower and prefill included.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CompileConfig, StaticCache
+
+from vispec.decoding.engine import Engine, Request
+from vispec.decoding.planner import CHAINS, TREES, fastest_tree
+from vispec.decoding.sampling import Sampling
+from vispec.decoding.tree import TreeShape
+from vispec.evaluation.items import Item
+from vispec.loading import load_draft
+from vispec.targets import Target, wrap
+
+MAX_NEW_TOKENS = 128
+TEMPERATURES = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One timed answer.
+
+    Attributes:
+        passes: of the target behind the prefill.
+        stats: our loop's own, empty for Hugging Face's.
+    """
+
+    seconds: float
+    token_ids: list[int]
+    text: str
+    passes: int
+    stats: dict[str, Any] = field(default_factory=dict)
+
+
+Method = Callable[[Item, float, int], Answer]
+"""`(item, temperature, seed) -> Answer`."""
+
+
+def huggingface(
+    target: Target, options: Callable[[], dict[str, Any]] = dict, *, count: bool = False
+) -> Method:
+    """The model's own `generate`; `count` its passes, where they are fewer than its tokens."""
+
+    def run(item: Item, temperature: float, seed: int) -> Answer:
+        torch.manual_seed(seed)
+        calls: list[None] = []
+        hook = target.head.register_forward_hook(lambda *_: calls.append(None)) if count else None
+        begun = time.perf_counter()
+        prompt = target.encode(item.question, [item.image])
+        # Of all tokens, as ours; by itself `generate` samples among the 50 likeliest.
+        sampled = {"do_sample": True, "temperature": temperature, "top_k": 0}
+        sampling = sampled if temperature else {"do_sample": False}
+        with torch.inference_mode():
+            out = target.model.generate(
+                **prompt.inputs,
+                **sampling,
+                max_new_tokens=MAX_NEW_TOKENS,
+                **options(),
+            )
+        ids = out[0, len(prompt) :].tolist()
+        text = target.tokenizer.decode(ids, skip_special_tokens=True)
+        seconds = time.perf_counter() - begun
+        if hook is not None:
+            hook.remove()
+        return Answer(seconds, ids, text, (len(calls) if count else len(ids)) - 1)
+
+    return run
+
+
+def static_cache(target: Target, items: Sequence[Item]) -> Callable[[], dict[str, Any]]:
+    """Options of `generate` with one static cache, made once and emptied before every answer."""
+    longest = max(len(target.encode(item.question, [item.image])) for item in items)
+    cache = StaticCache(config=target.model.config, max_cache_len=longest + MAX_NEW_TOKENS)
+    compiled = CompileConfig(mode="default", fullgraph=False, dynamic=None)
+    # `generate` compiles on accelerators alone unless told so.
+    compiled._compile_all_devices = True
+
+    def options() -> dict[str, Any]:
+        cache.reset()
+        return {"past_key_values": cache, "compile_config": compiled}
+
+    return options
+
+
+def request(item: Item, temperature: float, seed: int) -> Request:
+    """An item as our engine takes it."""
+    sampling = Sampling(max_new_tokens=MAX_NEW_TOKENS, temperature=temperature, seed=seed)
+    return Request(item.question, [item.image], sampling)
+
+
+def ours(engine: Engine, speculate: bool = True) -> Method:
+    """Our loop."""
+
+    def run(item: Item, temperature: float, seed: int) -> Answer:
+        begun = time.perf_counter()
+        result = engine.generate([request(item, temperature, seed)], speculate=speculate)[0]
+        seconds = time.perf_counter() - begun
+        stats = result.stats
+        return Answer(seconds, result.token_ids, result.text, stats.target_passes, stats.as_dict())
+
+    return run
+
+
+def build(
+    target: Target,
+    drafts: dict[str, str],
+    items: Sequence[Item],
+    others: Sequence[Item],
+    chosen: Path,
+) -> tuple[dict[str, Method], dict[str, dict[str, int]]]:
+    """Every method, and the trees that were chosen for it on `others`.
+
+    Args:
+        drafts: folders of `vispec`, `eagle` and `eagle-text`.
+        chosen: file of the trees, chosen once.
+    """
+    compiled = wrap(target.model, target.processor)
+    sources = {
+        "vispec-chain": (drafts["vispec"], CHAINS),
+        "eagle-text": (drafts["eagle-text"], TREES),
+        "eagle": (drafts["eagle"], TREES),
+        "vispec": (drafts["vispec"], TREES),
+    }
+    methods = {
+        "generate": huggingface(target),
+        "generate-static": huggingface(target, static_cache(target, items)),
+        "generate-lookup": huggingface(
+            target, lambda: {"prompt_lookup_num_tokens": 10}, count=True
+        ),
+        "plain": ours(Engine(target), speculate=False),
+        "plain-compiled": ours(Engine(compiled, compile=True), speculate=False),
+    }
+    draft, advice = load_draft(drafts["vispec"], target)
+    methods["vispec-uncompiled"] = ours(Engine(target, draft, tree=advice))
+    trees = json.loads(chosen.read_text()) if chosen.exists() else {}
+    trees["vispec-uncompiled"] = asdict(advice or TreeShape())
+    for name, (folder, candidates) in sources.items():
+        draft, _ = load_draft(folder, compiled)
+        if name in trees:
+            tree = TreeShape(**trees[name])
+        else:
+            print(f"choosing the tree of {name}", file=sys.stderr)
+            tree = fastest_tree(
+                partial(_compiled_engine, compiled, draft),
+                candidates,
+                [request(item, 0.0, 0) for item in others],
+                report=lambda line: print(f"  {line}", file=sys.stderr, flush=True),
+            )
+        methods[name] = ours(_compiled_engine(compiled, draft, tree))
+        trees[name] = asdict(tree)
+        chosen.write_text(json.dumps(trees, indent=1) + "\n")
+    return methods, trees
+
+
+def _compiled_engine(target: Target, draft: Any, tree: TreeShape) -> Engine:
+    return Engine(target, draft, tree=tree, compile=True)
+
+
+def logit_gap(target: Target, item: Item, ours: list[int], theirs: list[int]) -> float:
+    """Between the two tokens at which two answers part, of the model's own forward."""
+    place = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
+    inputs = target.encode(item.question, [item.image]).inputs
+    said = torch.tensor([theirs[:place]], dtype=torch.long)
+    ids = torch.cat([inputs["input_ids"], said], 1)
+    with torch.inference_mode():
+        given = inputs | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        logits = target.model(**given).logits[0, -1]
+    return (logits[theirs[place]] - logits[ours[place]]).abs().item()
+
+
+def warm_up(methods: dict[str, Method], items: Sequence[Item]) -> None:
+    """Let what compiles compile now: two items of every task, one of them the longest question."""
+    for task in dict.fromkeys(item.task for item in items):
+        here = [item for item in items if item.task == task]
+        for item in (here[0], max(here, key=lambda item: len(item.question))):
+            for method in methods.values():
+                for temperature in TEMPERATURES:
+                    method(item, temperature, 0)
+
+
+def compilations() -> int:
+    """How many graphs were compiled so far."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]

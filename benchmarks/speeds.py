@@ -1,0 +1,167 @@
+"""From timed answers to rows: speeds, what they gain, and where the time goes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from methods import TEMPERATURES
+from vispec.evaluation.items import TASKS, Item
+from vispec.evaluation.quality import score
+
+PLAIN = ("generate", "generate-static", "plain", "plain-compiled")
+SAME_MODE = {"vispec-uncompiled": "plain"}
+"""The plain loop that runs its passes as a method does, where that is not `plain-compiled`."""
+PROMPT = ("encode", "vision", "prefill", "read")
+"""An answer's time before its first cycle, and what little comes behind the last."""
+CYCLE = ("draft", "verify", "overhead")
+MODELS = ("vision", "prefill", "read", "draft", "verify")
+"""Stages in which a model runs, the growing of trees and the making of masks among them."""
+
+Part = dict[str, Any]
+"""One repeat of one method on one task at one temperature."""
+
+
+def parts(lines: Sequence[dict[str, Any]], items: Sequence[Item]) -> list[Part]:
+    """A repeat, one part a task, method and temperature.
+
+    Args:
+        lines: one an answer.
+        items: what was asked.
+    """
+    groups: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
+    for line in sorted(lines, key=lambda line: line["item"]):
+        groups.setdefault((line["task"], line["temperature"], line["method"]), []).append(line)
+    made = []
+    for (task, temperature, method), here in groups.items():
+        part: Part = {"task": task, "temperature": temperature, "method": method}
+        part["tokens"] = [len(line["token_ids"]) for line in here]
+        part["seconds"] = [round(line["seconds"], 6) for line in here]
+        for name in ("passes", "identical"):
+            part[name] = sum(line[name] for line in here)
+        if temperature == 0:
+            part["largest_gap"] = max(line.get("gap", 0.0) for line in here)
+        part["quality"] = score(
+            [items[line["item"]] for line in here], [line["text"] for line in here]
+        )
+        if here[0]["stats"]:
+            for name in (*PROMPT[1:], *CYCLE):
+                part[f"{name}_s"] = sum(line["stats"][f"{name}_s"] for line in here)
+            part["encode_s"] = sum(line["seconds"] - line["stats"]["total_s"] for line in here)
+        made.append(part)
+    return made
+
+
+def summarise(repeats: Sequence[Sequence[Part]]) -> list[dict[str, Any]]:
+    """One row a task, method and temperature, of the parts of every repeat.
+
+    Every number of speed is a median over the repeats; those that compare methods are ratios
+    within a repeat. Spreads are from the least to the most of the repeats, intervals are of which
+    items are asked.
+    """
+    found: dict[tuple[float, str], dict[str, list[Part]]] = {}
+    for repeat in repeats:
+        for part in repeat:
+            group = found.setdefault((part["temperature"], part["task"]), {})
+            group.setdefault(part["method"], []).append(part)
+    rows = []
+    for temperature in TEMPERATURES:
+        for task in TASKS:
+            by_method = found.get((temperature, task), {})
+            for name in by_method:
+                row = {"task": task, "temperature": temperature, "method": name}
+                rows.append(row | _row(name, by_method))
+    return rows
+
+
+def _row(name: str, by_method: dict[str, list[Part]]) -> dict[str, Any]:
+    own, greedy = by_method[name], by_method[name][0]["temperature"] == 0
+    speeds = {method: _rates(parts) for method, parts in by_method.items()}
+    fastest = max((m for m in PLAIN if m in speeds), key=lambda m: statistics.median(speeds[m]))
+    row: dict[str, Any] = {
+        "items": len(own[0]["tokens"]),
+        "repeats": len(own),
+        "new_tokens": sum(sum(part["tokens"]) for part in own),
+        "tokens_per_s": statistics.median(speeds[name]),
+        "tokens_per_s_spread": _spread(speeds[name]),
+        "quality": {
+            key: statistics.mean(part["quality"][key] for part in own) for key in own[0]["quality"]
+        },
+        "acceptance_length": statistics.median(
+            (sum(part["tokens"]) - len(part["tokens"])) / max(1, part["passes"]) for part in own
+        ),
+        "fastest_plain": fastest,
+    }
+    if greedy or _is_ours(own):
+        row["identical"] = sum(part["identical"] for part in own)
+    if greedy:
+        row["largest_gap"] = max(part["largest_gap"] for part in own)
+    for label, other in (("generate", "generate"), ("fastest_plain", fastest)):
+        gains = _ratios(speeds[name], speeds[other])
+        row[f"speedup_vs_{label}"] = statistics.median(gains)
+        row[f"speedup_vs_{label}_spread"] = _spread(gains)
+        row[f"speedup_vs_{label}_interval"] = interval(own, by_method[other])
+    if not _is_ours(own):
+        return row
+    for stage in CYCLE:
+        row[f"{stage}_ms_per_pass"] = statistics.median(
+            1e3 * part[f"{stage}_s"] / max(1, part["passes"]) for part in own
+        )
+    for stage in PROMPT:
+        row[f"{stage}_ms"] = statistics.median(
+            1e3 * part[f"{stage}_s"] / len(part["tokens"]) for part in own
+        )
+    same = SAME_MODE.get(name, "plain-compiled")
+    if same in by_method:
+        plain = by_method[same]
+        gains = _ratios(speeds[name], speeds[same])
+        # If nothing but running the models took time.
+        bounds = _ratios(_rates(own, MODELS), speeds[same])
+        cycles = _ratios(_rates(own, CYCLE), _rates(plain, CYCLE))
+        row["same_mode"] = same
+        row["speedup_vs_same_mode"] = statistics.median(gains)
+        row["attainable_vs_same_mode"] = statistics.median(bounds)
+        row["share_of_attainable"] = statistics.median(_ratios(gains, bounds))
+        row["cycles_vs_same_mode"] = statistics.median(cycles)
+    return row
+
+
+def interval(
+    ours: Sequence[Part], theirs: Sequence[Part], draws: int = 2000
+) -> tuple[float, float]:
+    """Where 95 % of speedups lie if other items had been drawn: a paired bootstrap over items."""
+
+    def each(parts: Sequence[Part], key: str) -> np.ndarray[Any, Any]:
+        return np.array([part[key] for part in parts]).sum(0)
+
+    count = len(ours[0]["tokens"])
+    drawn = np.random.default_rng(0).integers(count, size=(draws, count))
+    rates = [
+        each(parts, "tokens")[drawn].sum(1) / each(parts, "seconds")[drawn].sum(1)
+        for parts in (ours, theirs)
+    ]
+    low, high = np.quantile(rates[0] / rates[1], [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _is_ours(own: Sequence[Part]) -> bool:
+    return "draft_s" in own[0]
+
+
+def _rates(own: Sequence[Part], stages: Sequence[str] = ()) -> list[float]:
+    """Tokens a second of every repeat; of these stages alone, where some are named."""
+    return [
+        sum(part["tokens"]) / (sum(part[f"{stage}_s"] for stage in stages) or sum(part["seconds"]))
+        for part in own
+    ]
+
+
+def _ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    return [a / b for a, b in zip(ours, theirs, strict=True)]
+
+
+def _spread(numbers: Sequence[float]) -> tuple[float, float]:
+    return min(numbers), max(numbers)
