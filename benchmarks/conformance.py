@@ -46,7 +46,7 @@ def outcomes(xml: Path) -> list[tuple[str, str]]:
 
 
 def table(results: Iterable[tuple[str, str]]) -> dict[str, dict[str, str]]:
-    """Family to question to `"yes"`, `"no"` or `"none"`."""
+    """Family to question to `"yes"`, `"no"`, `"unasked"`, or `"none"` where it takes none such."""
     families: dict[str, dict[str, list[str]]] = {}
     for test, state in results:
         for question, pattern in QUESTIONS.items():
@@ -62,6 +62,8 @@ def table(results: Iterable[tuple[str, str]]) -> dict[str, dict[str, str]]:
 def _verdict(states: list[str]) -> str:
     if "failed" in states:
         return "no"
+    if not states:
+        return "unasked"
     return "yes" if "passed" in states else "none"
 
 
@@ -80,8 +82,13 @@ def main(arguments: Iterable[str] | None = None) -> None:
         "families": families,
     }
     given.out.write_text(json.dumps(result, indent=1) + "\n")
-    wrong = [f"{f}: {q}" for f, asked in families.items() for q, v in asked.items() if v == "no"]
-    print(f"{len(families)} families, {len(wrong)} questions answered with no")
+    wrong = [
+        f"{f}: {q}"
+        for f, asked in families.items()
+        for q, v in asked.items()
+        if v in ("no", "unasked")
+    ]
+    print(f"{len(families)} families, {len(wrong)} questions answered with no or not asked")
     if wrong:
         sys.exit("\n".join(wrong))
 

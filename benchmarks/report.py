@@ -214,7 +214,7 @@ def conformance(report: dict[str, Any]) -> str:
     """What every family was asked, and what it answered."""
     questions = list(next(iter(report["families"].values())))
     lines = ["| family | " + " | ".join(questions) + " |", "|---" * (len(questions) + 1) + "|"]
-    words = {"yes": "yes", "no": "**no**", "none": "–"}
+    words = {"yes": "yes", "no": "**no**", "none": "–", "unasked": "?"}
     lines += [
         f"| {family} | " + " | ".join(words[asked[q]] for q in questions) + " |"
         for family, asked in report["families"].items()

@@ -218,7 +218,7 @@ class Family:
     @property
     def options(self) -> dict[str, Any]:
         """Of loading: mixtures of experts compute in float64 with one implementation only."""
-        is_mixture = "num_experts" in self.config.get("text_config", {})
+        is_mixture = "experts" in str(self.config)
         return {"experts_implementation": "eager"} if is_mixture else {}
 
     @functools.cache  # noqa: B019 - there are few families, and they live as long as the tests
@@ -239,8 +239,14 @@ class Family:
         self, generator: torch.Generator, shown: Sequence[str] = (), text: int = 6
     ) -> dict[str, Tensor]:
         """A random question with the images and videos that `shown` names."""
+        return self.prompt_and_counts(generator, shown, text)[0]
+
+    def prompt_and_counts(
+        self, generator: torch.Generator, shown: Sequence[str] = (), text: int = 6
+    ) -> tuple[dict[str, Tensor], list[int]]:
+        """A prompt, and how many features the model makes of each image and video in it."""
         model = self.model()
-        tokens, pixels = [1], list[Pixels]()
+        tokens, pixels, counts = [1], list[Pixels](), list[int]()
         for kind in shown:
             made, layout = getattr(self, kind)
             own = made(generator)
@@ -248,6 +254,7 @@ class Family:
                 encode = getattr(model.base_model, f"get_{kind}_features")
                 output = encode(**own, return_dict=True).pooler_output
             count = sum(len(features) for features in output)
+            counts.append(count)
             tokens += [*_words(generator, text // 2), *layout(count, own)]
             pixels.append(own)
         tokens += _words(generator, text)
@@ -257,7 +264,7 @@ class Family:
         for name in dict.fromkeys(name for own in pixels for name in own):
             along = self.along if name.startswith("pixel") else 0
             inputs[name] = torch.cat([own[name] for own in pixels if name in own], along)
-        return inputs
+        return inputs, counts
 
     def _kinds(self, tokens: Sequence[int], shown: Sequence[str]) -> list[int]:
         only_videos = self.video is not None and self.video[1] is stamped_images
@@ -312,15 +319,42 @@ def _qwen(model_type: str, vision: dict[str, Any], text: dict[str, Any]) -> dict
 
 _DEEP = {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
 _QWEN3 = {"head_dim": 8, "rope_parameters": MROPE | {"mrope_interleaved": True}}
+_QWEN35 = {
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "rope_parameters": MROPE | {"mrope_interleaved": True, "partial_rotary_factor": 0.5},
+    "layer_types": [*["linear_attention"] * 3, "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
 _GLM = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "rope_parameters": MROPE | {"partial_rotary_factor": 0.5},
 }
-_TEXT_ONLY = ("llama", "mistral", "qwen2", "qwen3")
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_GEMMA3 = {
+    "head_dim": 8,
+    "query_pre_attn_scalar": 8,
+    "sliding_window": 7,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "final_logit_softcapping": 5.0,
+}
+_TEXT_ONLY: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2": {},
+    "qwen2_moe": _EXPERTS | {"shared_expert_intermediate_size": 16},
+    "qwen3": {},
+    "qwen3_moe": _EXPERTS,
+    "gemma3_text": _GEMMA3,
+}
 
 FAMILIES = [
-    *(Family(name, {"model_type": name} | TEXT_CONFIG) for name in _TEXT_ONLY),
+    *(Family(name, {"model_type": name} | TEXT_CONFIG | own) for name, own in _TEXT_ONLY.items()),
     Family("mistral, sliding", {"model_type": "mistral", "sliding_window": 7} | TEXT_CONFIG),
     Family("llava", _llava("llava", CLIP, "llama"), (square, bare)),
     Family(
@@ -384,14 +418,7 @@ FAMILIES = [
         {
             "model_type": "gemma3",
             "vision_config": SIGLIP | {"image_size": 16},
-            "text_config": TEXT_CONFIG
-            | {
-                "head_dim": 8,
-                "query_pre_attn_scalar": 8,
-                "sliding_window": 7,
-                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-                "final_logit_softcapping": 5.0,
-            },
+            "text_config": TEXT_CONFIG | _GEMMA3,
             "mm_tokens_per_image": 4,
             "image_token_index": IMAGE,
             "boi_token_index": START,
@@ -506,33 +533,34 @@ FAMILIES = [
             (
                 "qwen3_vl_moe",
                 _DEEP,
-                _QWEN3 | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+                _QWEN3 | _EXPERTS,
                 stamped,
                 "mm_token_type_ids",
             ),
+            ("qwen3_5", {"num_position_embeddings": 64}, _QWEN35, stamped, "mm_token_type_ids"),
             (
-                "qwen3_5",
+                "qwen3_5_moe",
                 {"num_position_embeddings": 64},
-                {
-                    "num_hidden_layers": 4,
-                    "head_dim": 16,
-                    "rope_parameters": _QWEN3["rope_parameters"] | {"partial_rotary_factor": 0.5},  # type: ignore[operator]
-                    "layer_types": [*["linear_attention"] * 3, "full_attention"],
-                    "linear_num_key_heads": 2,
-                    "linear_num_value_heads": 4,
-                    "linear_key_head_dim": 8,
-                    "linear_value_head_dim": 8,
-                },
+                _QWEN35 | _EXPERTS | {"shared_expert_intermediate_size": 16},
                 stamped,
                 "mm_token_type_ids",
             ),
+            ("glm4v", {"image_size": 32}, _GLM, stamped_images, "mm_token_type_ids"),
+            (
+                "glm4v_moe",
+                {"image_size": 32},
+                _GLM
+                | {
+                    "n_routed_experts": 4,
+                    "n_shared_experts": 1,
+                    "num_experts_per_tok": 2,
+                    "moe_intermediate_size": 16,
+                    "first_k_dense_replace": 1,
+                },
+                stamped_images,
+                "mm_token_type_ids",
+            ),
+            ("glm46v", {"image_size": 32}, _GLM, stamped_images, "mm_token_type_ids"),
         )
-    ),
-    Family(
-        "glm46v",
-        _qwen("glm46v", {"image_size": 32}, _GLM),
-        (patches, between),
-        (patch_video, stamped_images),
-        marks="mm_token_type_ids",
     ),
 ]

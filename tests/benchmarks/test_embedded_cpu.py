@@ -185,8 +185,9 @@ def test_every_method_answers_and_the_result_says_what_it_depends_on(
         vispec_format.write(tiny.draft(torch.float32, queries=queries), tmp_path / "drafts" / name)
     out = tmp_path / "result.json"
     command = [
-        "--target", str(target), "--drafts", str(tmp_path / "drafts"), "--items", "1", "--choosing", "1",
-        "--tasks", "vqa", "--repeats", "1", "--work", str(tmp_path / "work"), "--out", str(out),
+        "--target", str(target), "--drafts", str(tmp_path / "drafts"), "--items", "1",
+        "--choosing", "1", "--tasks", "vqa", "--repeats", "1",
+        "--work", str(tmp_path / "work"), "--out", str(out),
     ]  # fmt: skip
     bench.main(command)
     result = json.loads(out.read_text())

@@ -23,6 +23,7 @@ from vispec.decoding.sampling import Chooser, Sampling
 from vispec.decoding.tree import SampledShape, TreeShape
 from vispec.drafts import Eagle3Config, Eagle3Draft, EagleConfig, EagleDraft
 from vispec.loading import load_target
+from vispec.targets import FAMILIES as SUPPORTED
 from vispec.targets import Target, wrap
 
 NEW = 14
@@ -44,7 +45,7 @@ def shown(family: Family, what: str | None = None) -> list[list[str]]:
     """What the prompts of a test show in turn, as far as the family takes it."""
     kinds = SHOWN[what] if what else [each for kinds in SHOWN.values() for each in kinds]
     takes = {"image": family.image, "video": family.video}
-    apart = family.name == "glm46v"  # its own code takes one kind a prompt
+    apart = family.name.startswith("glm")  # its own code takes one kind a prompt
     return [
         each
         for each in kinds
@@ -98,6 +99,10 @@ def oracle(asked: list[dict[str, Tensor]], truth: list[list[int]]) -> tiny.Oracl
     return tiny.Oracle(known, seed=3)
 
 
+def test_every_family_that_is_wrapped_is_asked() -> None:
+    assert {family.config["model_type"] for family in FAMILIES} == set(SUPPORTED)
+
+
 @pytest.mark.parametrize("what", SHOWN)
 @every_family
 def test_greedy_text_is_generates_own_in_every_tree_and_batch(family: Family, what: str) -> None:
@@ -131,7 +136,7 @@ def test_seeded_sampling_is_the_plain_loops(family: Family) -> None:
 @every_family
 def test_a_batch_inside_generate_is_generates_own(family: Family) -> None:
     asked = prompts(family, 5, seed=4)
-    if family.name == "glm46v":  # its own code takes one kind a batch
+    if family.name.startswith("glm"):  # its own code takes one kind a batch
         asked = [p for p in asked if "pixel_values_videos" not in p]
     batch = family.batch(asked)
     model = family.model()
@@ -194,17 +199,21 @@ def test_images_and_videos_are_found_where_they_lie(family: Family) -> None:
     target = wrap(family.model(), None)
     generator = torch.Generator().manual_seed(5)
     for kinds in shown(family) * 2:
-        prompt = target.prompt(dict(family.prompt(generator, kinds)))
+        inputs, counts = family.prompt_and_counts(generator, kinds)
+        prompt = target.prompt(inputs)
         prefill = target.prefill(prompt, target.new_cache(1, 256), 0)
         ids = torch.tensor(prompt.ids)
         placed = prefill.image_index >= 0
         assert torch.equal(placed, (ids == IMAGE) | (ids == VIDEO))
         assert prefill.image_index.max() == len(kinds) - 1
         assert (prefill.image_index[placed].diff() >= 0).all()
-        # Each has as many places as its own features, asked for alone.
-        counts = [int((prefill.image_index == i).sum()) for i in range(len(kinds))]
-        assert all(counts)
+        assert _runs(prefill.image_index) == counts
         assert prefill.embeddings.shape == prefill.features.shape
+
+
+def _runs(index: Tensor) -> list[int]:
+    """How many places each image or video has."""
+    return [int((index == i).sum()) for i in range(int(index.max()) + 1)]
 
 
 @every_family

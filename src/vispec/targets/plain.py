@@ -18,8 +18,11 @@ class PlainTarget(Target):
     model_types = (
         "llama",
         "mistral",
+        "mixtral",
         "qwen2",
+        "qwen2_moe",
         "qwen3",
+        "qwen3_moe",
         "gemma3_text",
         "llava",  # arXiv 2310.03744
         "llava_next",

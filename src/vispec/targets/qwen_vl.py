@@ -27,6 +27,7 @@ class MropeTarget(Target):
         "qwen3_5",
         "qwen3_5_moe",
         "glm4v",
+        "glm4v_moe",
         "glm46v",
     )
 
