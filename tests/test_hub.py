@@ -11,7 +11,9 @@ import yaml
 
 import tiny
 import vispec
+from vispec.checkpoints.files import weight_files
 from vispec.checkpoints.formats import plan_of
+from vispec.checkpoints.summary import summarise
 from vispec.drafts import Eagle3Config, Eagle3Draft
 from vispec.errors import CheckpointError
 
@@ -153,3 +155,40 @@ def test_a_folder_may_have_an_at_in_its_name(tmp_path: Path) -> None:
 def test_offline_a_name_that_is_not_on_disk_says_so() -> None:
     with pytest.raises(CheckpointError, match="could not be fetched"):
         vispec.from_pretrained("someone/never-downloaded@v1")
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A hub repository that was downloaded before."""
+    repository = tmp_path / "models--someone--draft"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    vispec.save_pretrained(tiny.draft(torch.float32), repository / "snapshots" / ("0" * 40), CARD)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    return "someone/draft"
+
+
+def test_offline_what_was_downloaded_before_is_described_and_loaded(cached: str) -> None:
+    found = summarise(cached)
+    assert (found.kind, found.form, found.problems) == ("draft", "vispec", [])
+    assert found.trained_for == CARD.target
+    assert vispec.from_pretrained(cached).adapter is not None
+    with pytest.raises(CheckpointError, match="could not be fetched"):
+        vispec.from_pretrained(f"{cached}@v9")
+
+
+def test_pickled_weights_on_the_hub_are_refused_without_fetching_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def exists(repository: str, file: str, revision: str | None) -> bool:
+        asked.append((repository, file, revision))
+        return file == "pytorch_model.bin"
+
+    monkeypatch.setattr("huggingface_hub.file_exists", exists)
+    monkeypatch.setattr("vispec.checkpoints.files.fetch", lambda name, file: None)
+    monkeypatch.setattr("vispec.checkpoints.files.is_offline_mode", lambda: False)
+    with pytest.raises(CheckpointError, match="--allow-pickle"):
+        weight_files("someone/old@v1")
+    assert asked == [("someone/old", "pytorch_model.bin", "v1")]

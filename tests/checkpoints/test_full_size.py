@@ -18,80 +18,10 @@ from transformers import (
     Qwen3Config,
 )
 
+from published import Shapes, dflash, eagle3, vispec
 from vispec.checkpoints import formats
 from vispec.errors import DraftMismatchError
 from vispec.targets import Target, auto_class, wrap
-
-Shapes = dict[str, tuple[int, ...]]
-
-
-def attention(name: str, d: int, q: int, kv: int, inputs: int | None = None) -> Shapes:
-    inputs = inputs or d
-    return {
-        f"{name}.self_attn.q_proj.weight": (q, inputs),
-        f"{name}.self_attn.k_proj.weight": (kv, inputs),
-        f"{name}.self_attn.v_proj.weight": (kv, inputs),
-        f"{name}.self_attn.o_proj.weight": (d, q),
-    }
-
-
-def mlp(name: str, d: int, inner: int) -> Shapes:
-    return {
-        f"{name}.mlp.gate_proj.weight": (inner, d),
-        f"{name}.mlp.up_proj.weight": (inner, d),
-        f"{name}.mlp.down_proj.weight": (d, inner),
-        f"{name}.post_attention_layernorm.weight": (d,),
-    }
-
-
-def vispec(d: int, inner: int, heads: int, kv: int, vocabulary: int, bias: bool) -> Shapes:
-    head = d // heads
-    tensors = {
-        "embed_tokens.weight": (vocabulary, d),
-        "fc.weight": (d, 2 * d),
-        "fc.bias": (d,),
-        "img_fc.weight": (d, 2 * d),
-        "img_fc.bias": (d,),
-        "imadpt.q": (2, heads, head),
-        "imadpt.k_proj.weight": (d, d),
-        "imadpt.v_proj.weight": (d, d),
-        "imadpt.o_proj.weight": (d, d),
-    }
-    tensors |= attention("layers.0", d, d, kv * head) | mlp("layers.0", d, inner)
-    if bias:
-        tensors |= {
-            "layers.0.self_attn.q_proj.bias": (d,),
-            "layers.0.self_attn.k_proj.bias": (kv * head,),
-            "layers.0.self_attn.v_proj.bias": (kv * head,),
-        }
-    return tensors
-
-
-def eagle3(d: int, inner: int, kv: int, vocabulary: int, own: int) -> Shapes:
-    return (
-        attention("midlayer", d, d, kv, 2 * d)
-        | mlp("midlayer", d, inner)
-        | {
-            "midlayer.hidden_norm.weight": (d,),
-            "midlayer.input_layernorm.weight": (d,),
-            "fc.weight": (d, 3 * d),
-            "norm.weight": (d,),
-            "lm_head.weight": (own, d),
-            "d2t": (own,),
-            "t2d": (vocabulary,),
-        }
-    )
-
-
-def dflash(d: int, inner: int, q: int, kv: int, head: int, layers: int, read: int) -> Shapes:
-    tensors: Shapes = {"fc.weight": (d, read * d), "hidden_norm.weight": (d,), "norm.weight": (d,)}
-    for i in range(layers):
-        tensors |= attention(f"layers.{i}", d, q, kv) | mlp(f"layers.{i}", d, inner)
-        tensors[f"layers.{i}.input_layernorm.weight"] = (d,)
-        tensors[f"layers.{i}.self_attn.q_norm.weight"] = (head,)
-        tensors[f"layers.{i}.self_attn.k_norm.weight"] = (head,)
-    return tensors
-
 
 LLAVA = LlavaConfig(
     text_config=LlamaConfig(vocab_size=32064, max_position_embeddings=4096),

@@ -99,6 +99,7 @@ def test_of_a_hub_repository_only_headers_are_fetched(monkeypatch: pytest.Monkey
         metadata=None, sharded=False, weight_map={}, files_metadata={"model.safetensors": file}
     )
     asked = []
+    monkeypatch.setattr(summary, "is_offline_mode", lambda: False)
     monkeypatch.setattr(
         "huggingface_hub.get_safetensors_metadata",
         lambda name, revision: [repository, asked.append((name, revision))][0],

@@ -11,7 +11,7 @@ import families
 from families import FAMILIES, Family
 from vispec.decoding.loop import Job, run
 from vispec.decoding.sampling import Chooser, Sampling
-from vispec.decoding.tree import SampledShape, TreeShape
+from vispec.decoding.tree import SampledShape, Tree, TreeShape
 from vispec.drafts.eagle3 import Eagle3Config, Eagle3Draft
 from vispec.errors import DraftMismatchError
 from vispec.targets import Target, wrap
@@ -113,6 +113,39 @@ def test_sampled_trees_keep_to_what_the_draft_can_say(options: dict[str, Any]) -
         p = tree.proposal[0, parent, tree.token[0, node]]
         step = tree.logprob[0, node] - tree.logprob[0, parent]
         assert step.item() == pytest.approx(p.log().item(), abs=1e-4)
+
+
+@torch.inference_mode()
+def test_a_draft_with_mrope_is_placed_as_the_target_places_its_tokens() -> None:
+    """Step by step it guesses what it guesses of the whole text at the model's own positions."""
+    family = next(f for f in FAMILIES if f.name == "qwen2_5_vl")
+    target, options = wrap(family.model(), None), {"head_dim": 8, "rope_scaling": families.MROPE}
+    proposer = draft(target, 4, **options)
+    asked, said = family.prompt(torch.Generator().manual_seed(3), ["image", "image"]), [7, 9, 11]
+    prompt, cache = target.prompt(dict(asked)), target.new_cache(1, 256)
+    layers = proposer.feature_layers(target)
+    prefill = target.prefill(prompt, cache, 0, layers)
+    session = proposer.session(target, 1, 256)
+    session.begin(0, prompt, prefill, said[0])
+    chain = torch.arange(2)[None]
+    tree = Tree(torch.tensor([said[:2]]), chain - 1, chain, 1, torch.zeros(1, 2))
+    seen = target.verify(tree, cache, layers=layers)
+    session.advance([[0, 1]], [said[1:]], seen.features)
+
+    whole = asked | {"input_ids": torch.cat([asked["input_ids"], torch.tensor([said])], 1)}
+    whole[family.marks] = torch.nn.functional.pad(asked[family.marks], (0, 3))
+    names = ("input_ids", "image_grid_thw", "mm_token_type_ids")
+    positions, _ = family.model().base_model.get_rope_index(**{n: whole[n] for n in names})
+    words = target.embedding(torch.tensor(said))
+    features = proposer.fuse(torch.cat([prefill.features, seen.features[0]]))
+    following = torch.cat([prefill.embeddings[1:], words])
+    nothing = torch.zeros(HIDDEN, dtype=target.dtype)
+    rows = proposer.combine(following, features, nothing)
+    expected = proposer(rows[None], positions[:, :, :-1])[0, -1]
+    torch.testing.assert_close(session.hidden[0], expected)
+    # Slots are not positions here: placed by them, it would have guessed something else.
+    plain = proposer(rows[None], torch.arange(len(rows))[None])[0, -1]
+    assert not torch.allclose(plain, expected, atol=1e-3)
 
 
 def test_without_layers_of_its_own_it_reads_the_papers() -> None:

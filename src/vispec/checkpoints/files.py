@@ -124,16 +124,30 @@ def weight_files(name: str, *, pickled: bool = False) -> list[Path]:
         return files
     if not Path(name).is_dir() and is_offline_mode():
         raise CheckpointError.unavailable(name, ["model.safetensors"], "offline mode is on")
-    old = _sharded(name, "pytorch_model.bin")
-    if old is not None and pickled:
+    if pickled and (old := _sharded(name, "pytorch_model.bin")) is not None:
         return old
+    names = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+    has_old = not pickled and any(_exists(name, file) for file in names)
     fix = (
         "It has pickled weights (pytorch_model.bin), which can run code when opened; convert them"
         " to safetensors first, or insist with allow_pickle=True (--allow-pickle)."
-        if old
+        if has_old
         else ""
     )
     raise CheckpointError(name, "has no weights", missing=["model.safetensors"], fix=fix)
+
+
+def _exists(name: str, file: str) -> bool:
+    """Whether a folder or hub repository has a file, which is not fetched."""
+    if Path(name).is_dir():
+        return (Path(name) / file).is_file()
+    import huggingface_hub as hub
+
+    repository, revision = pinned(name)
+    try:
+        return hub.file_exists(repository, file, revision=revision)
+    except Exception:  # the hub's own errors, and those of whichever client it uses
+        return False
 
 
 def _sharded(name: str, file: str) -> list[Path] | None:

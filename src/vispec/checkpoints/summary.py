@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig
+from transformers.utils.hub import is_offline_mode
 
 from vispec.checkpoints.files import fetch, locate, pinned, read_config, tensor_headers
 from vispec.checkpoints.formats import plan
@@ -179,14 +180,16 @@ def read_headers(place: str, *, pickled: bool = False) -> dict[str, tuple[tuple[
     Raises:
         CheckpointError: if the files are missing or unreadable.
     """
-    if Path(place).is_dir() or (pickled and fetch(place, "model.safetensors") is None):
-        return {key: (shape, kind) for key, shape, kind in tensor_headers(place, pickled=pickled)}
+    if Path(place).is_dir() or is_offline_mode():
+        return _read(place, pickled)
     import huggingface_hub as hub
 
     try:
         repository, revision = pinned(place)
         found = hub.get_safetensors_metadata(repository, revision=revision)
         files = found.files_metadata.values()
+    except hub.errors.NotASafetensorsRepoError:
+        return _read(place, pickled)
     except Exception as error:  # the hub's own errors, and those of whichever client it uses
         reason = str(error).split("\n", 1)[0]
         raise CheckpointError.unavailable(place, ["model.safetensors"], reason) from error
@@ -195,6 +198,10 @@ def read_headers(place: str, *, pickled: bool = False) -> dict[str, tuple[tuple[
         for file in files
         for key, tensor in file.tensors.items()
     }
+
+
+def _read(place: str, pickled: bool) -> dict[str, tuple[tuple[int, ...], str]]:
+    return {key: (shape, kind) for key, shape, kind in tensor_headers(place, pickled=pickled)}
 
 
 def licence(place: str) -> str | None:

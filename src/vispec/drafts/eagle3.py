@@ -156,6 +156,11 @@ class Eagle3Draft(SequentialDraft):
         count = target.text_config.num_hidden_layers
         return 2, count // 2, count - 3
 
+    @property
+    def follows_positions(self) -> bool:
+        """EAGLE-3 drafts with M-RoPE were trained with the target's positions."""
+        return self._rotary.axis is not None
+
     def cache_shapes(self) -> list[tuple[int, int]]:
         return [(self.config.num_key_value_heads, self.config.head_dim)] * len(self.layers)
 

@@ -113,8 +113,8 @@ class Rotary:
         head_dim: size of a head.
         theta: base of the frequencies.
         scaling: as a Hugging Face configuration states it, with `partial_rotary_factor` where only
-            the first part of a head is turned. M-RoPE is none: with one position a token, its three
-            are the same.
+            the first part of a head is turned, and `mrope_section` where a token may have three
+            positions (M-RoPE, arXiv 2409.12191).
         max_positions: that the draft is made for, which some scalings start from; 0 if not stated.
     """
 
@@ -126,6 +126,7 @@ class Rotary:
         max_positions: int = 0,
     ) -> None:
         self.scale, stated = 1.0, dict(scaling or {})
+        self.axis = _axes(stated)
         kind = stated.get("rope_type") or stated.get("type") or "default"
         if kind in ("default", "mrope"):
             turned = int(head_dim * stated.get("partial_rotary_factor", 1.0))
@@ -143,15 +144,32 @@ class Rotary:
             self.frequency, self.scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
 
     def __call__(self, position: Tensor, dtype: torch.dtype) -> Rotation:
-        """For positions `[b, n]`."""
+        """For positions `[b, n]`, or `[3, b, n]` of time, height and width."""
         if self.frequency.device != position.device:
             self.frequency = self.frequency.to(position.device)
         angle = position[..., None].float() * self.frequency
+        if position.ndim == 3 and self.axis is not None:
+            axis = self.axis.to(position.device).expand(1, *angle.shape[1:])
+            angle = angle.gather(0, axis)[0]
         angle = torch.cat([angle, angle], -1)[:, None]
         cos, sin = angle.cos(), angle.sin()
         if self.scale != 1.0:
             cos, sin = cos * self.scale, sin * self.scale
         return cos.to(dtype), sin.to(dtype)
+
+
+def _axes(scaling: Mapping[str, Any]) -> Tensor | None:
+    """Which of three positions each frequency turns by, `[m / 2]`; None where there is one."""
+    sections = scaling.get("mrope_section")
+    if not sections:
+        return None
+    axis = [number for number, size in enumerate(sections) for _ in range(size)]
+    if scaling.get("mrope_interleaved"):
+        axis = [0] * len(axis)
+        for number in (1, 2):
+            places = range(number, 3 * sections[number], 3)
+            axis = [number if i in places else other for i, other in enumerate(axis)]
+    return torch.tensor(axis, device="cpu")
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

@@ -6,7 +6,8 @@ from those. With an adapter, an image's rows are replaced by a few compressed on
 decoder directly, and the image's global vector joins the feature of every later row.
 
 Draft positions are one-dimensional and count target slots, whatever the target's rotary embedding
-sees; a compressed image leaves a gap in them, never a shift.
+sees; a compressed image leaves a gap in them, never a shift. Drafts that were trained with the
+target's own M-RoPE positions (`follows_positions`) are told those instead.
 
 Shapes: `b` requests, `n` rows, `t` prompt positions, `r` compressed visual tokens, `d` hidden size,
 `f` features of the target, `x` width of a combined row.
@@ -81,6 +82,11 @@ class SequentialDraft(nn.Module):
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def follows_positions(self) -> bool:
+        """Whether its rows are placed as the target's rotary embedding places its tokens."""
+        return False
 
     # --- What a kind of draft decides -----------------------------------------------------------
 

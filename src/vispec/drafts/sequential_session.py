@@ -49,14 +49,17 @@ class SequentialSession:
             embeddings = torch.where(prefill.image_index[:, None] < 0, words, embeddings)
         following = self.embedding(torch.tensor(token, device=device))
         rows = self.draft.read(embeddings, prefill.features, prefill.image_index, following)
-        n = len(rows.position)
+        n, place, behind = len(rows.position), rows.position, len(prompt)
+        if self.draft.follows_positions and prefill.positions is not None:
+            place = prefill.positions
+            behind = int(place[..., -1].max()) + 1
         self.cache.length[slot] = 0
         self.cache.window(slot, 1, n, exact=True)
-        hidden = self.draft(rows.hidden[None], rows.position[None], cache=self.cache)
+        hidden = self.draft(rows.hidden[None], place[..., None, :], cache=self.cache)
         self.cache.length[slot] = n
         self.hidden[slot] = hidden[0, -1]
         self.globals[slot] = rows.globals
-        self.position[slot] = len(prompt)
+        self.position[slot] = behind
 
     def propose(
         self, roots: Tensor, shape: TreeShape | SampledShape, noise: DraftNoise | None

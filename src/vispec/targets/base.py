@@ -70,6 +70,7 @@ class Prefill:
             several spans: tiles, or frames between time stamps.
         vision_s: seconds until the decoder started, the vision tower's among them.
         decoder_s: seconds in the decoder.
+        positions: `[t]`, or `[3, t]` under M-RoPE, what the rotary embedding saw.
     """
 
     logits: Tensor
@@ -78,6 +79,7 @@ class Prefill:
     image_index: Tensor
     vision_s: float
     decoder_s: float
+    positions: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -344,6 +346,7 @@ class Target:
             self.image_index(prompt.inputs, shown),
             entered - started,
             ended - entered,
+            positions[..., 0, :],
         )
 
     def _prompt_pass(self, inputs: dict[str, Any]) -> Tensor:

@@ -1,0 +1,87 @@
+"""Folders as each writer publishes them are recognised, described, checked and read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from published import BLOCK, EAGLE3, Shapes, dflash, eagle3
+from vispec.checkpoints import formats
+from vispec.checkpoints.summary import mismatches, summarise
+from vispec.drafts import Eagle3Draft
+from vispec.drafts.block import BlockNetwork
+
+OWN = 20
+"""Tokens of the reduced vocabulary."""
+HEADS: Shapes = {
+    "markov_head.markov_w1.weight": (64, 6),
+    "markov_head.markov_w2.weight": (64, 6),
+    "confidence_head.proj.weight": (1, 38),
+    "confidence_head.proj.bias": (1,),
+}
+
+
+def folder(path: Path, config: dict[str, Any], shapes: Shapes) -> Path:
+    torch.manual_seed(0)
+    tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
+    if "d2t" in shapes:
+        said = torch.arange(0, 60, 3)
+        tensors["d2t"] = said - torch.arange(OWN)
+        tensors["t2d"] = torch.zeros(64, dtype=torch.bool).index_fill(0, said, True)
+    path.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "target")
+    return tmp_path / "target"
+
+
+@pytest.mark.parametrize("writer", EAGLE3)
+def test_eagle3_drafts_are_read(writer: str, tmp_path: Path, target: Path) -> None:
+    config = EAGLE3[writer]
+    place = folder(tmp_path / "draft", config, eagle3(32, 48, 16, 64, OWN))
+    found = summarise(place)
+    assert (found.kind, found.form, found.problems) == ("draft", "eagle3", [])
+    draft = formats.read(place)
+    assert isinstance(draft, Eagle3Draft)
+    assert draft.follows_positions == ("mrope_section" in (config.get("rope_scaling") or {}))
+    assert draft.token_map is not None
+    assert draft.token_map.tolist() == list(range(0, 60, 3))
+    layers = (2, 10, 21) if "eagle_config" in config else None
+    assert draft.config.aux_layers == layers
+    # Of a target of eight layers, 21 is one too many.
+    misfits = mismatches(place, target)
+    assert len(misfits) == (layers is not None)
+    assert layers is None or "[10, 21]" in misfits[0]
+
+
+@pytest.mark.parametrize("writer", BLOCK)
+def test_block_drafts_are_read(writer: str, tmp_path: Path, target: Path) -> None:
+    spark = "markov_rank" in json.dumps(BLOCK[writer])
+    shapes = dflash(32, 48, 32, 16, 8, 2, 2) | (HEADS if spark else {})
+    place = folder(tmp_path / "draft", BLOCK[writer], shapes)
+    found = summarise(place)
+    assert (found.form, found.problems) == ("dspark" if spark else "dflash", [])
+    assert mismatches(place, target) == []
+    network = formats.read(place)
+    assert isinstance(network, BlockNetwork)
+    assert network.config.aux_layers == (2, 6)
+    assert (network.markov_head is not None) == spark
+    assert network.config.sample_from_anchor == spark
