@@ -163,6 +163,13 @@ def test_the_tree_comes_from_the_call_then_from_the_draft_then_from_us(
     assert vispec.load(folder, tmp_path / "without").tree == TreeShape()
 
 
+@pytest.mark.parametrize("tree", [{"size": 1}, {"nodes": 9}, {"size": "many"}, [9, 2, 3]])
+def test_a_recommended_tree_that_is_none_is_told(folder: Path, tmp_path: Path, tree: Any) -> None:
+    write_draft(tmp_path / "draft", tree=tree)
+    with pytest.raises(CheckpointError, match="recommends a tree that is none"):
+        vispec.load(folder, tmp_path / "draft")
+
+
 # --- What does not fit ----------------------------------------------------------------------------
 
 

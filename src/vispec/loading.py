@@ -18,7 +18,7 @@ from vispec.checkpoints.files import (
     read_tensors,
     tensor_headers,
 )
-from vispec.checkpoints.formats import plan, plan_of
+from vispec.checkpoints.formats import Plan, plan, plan_of
 from vispec.decoding.engine import Engine
 from vispec.decoding.tree import SampledShape, TreeShape
 from vispec.drafts.base import Draft
@@ -221,10 +221,22 @@ def load_draft(
     assert isinstance(loaded, SequentialDraft)
     share_embedding(loaded, target)
     loaded.trained_for = found.facts.get("target")
-    advice = found.facts.get("tree")
-    return loaded.to(device=target.device, dtype=target.dtype), (
-        TreeShape(**advice) if advice else None
-    )
+    return loaded.to(device=target.device, dtype=target.dtype), _advice(found, os.fspath(draft))
+
+
+def _advice(plan: Plan, name: str) -> TreeShape | None:
+    """The tree that a draft's configuration recommends."""
+    stated = plan.facts.get("tree")
+    if not stated:
+        return None
+    try:
+        return TreeShape(**stated)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            name,
+            f"recommends a tree that is none: {stated!r} ({error})",
+            fix="Correct 'tree' in its config.json: size, depth and width, whole numbers.",
+        ) from error
 
 
 def share_embedding(draft: SequentialDraft, target: Target) -> None:

@@ -158,9 +158,14 @@ def _source(part: Mapping[str, Any], kind: str, shows: str) -> Any:
     return value
 
 
+def is_address(source: str) -> bool:
+    """Whether a text is an address rather than a path."""
+    return re.match(r"data:|[a-zA-Z][a-zA-Z0-9+.-]+://", source) is not None
+
+
 def _resolved(source: Any, where: str, shows: str, fetch: Fetch | None) -> Any:
     """A source that needs no network: addresses are fetched, data addresses decoded."""
-    if not isinstance(source, str) or not re.match(r"data:|[a-zA-Z][a-zA-Z0-9+.-]+://", source):
+    if not isinstance(source, str) or not is_address(source):
         return source
     address = urlsplit(source)
     if address.scheme == "data":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import sys
@@ -38,6 +39,16 @@ def test_json_is_one_object_with_text_tokens_and_stats(run: Run, pair: Pair, pho
     assert len(answer["token_ids"]) == answer["stats"]["new_tokens"] <= 12
     assert set(answer["stats"]) >= STATS
     assert ran.out.count("\n") == 1
+
+
+def test_an_image_may_be_an_address_that_holds_it(run: Run, pair: Pair, photo: Path) -> None:
+    held = "data:image/png;base64," + base64.b64encode(photo.read_bytes()).decode()
+    words = ["generate", *models(pair), "-n", 8, "--json", QUESTION, "--image"]
+    texts = [json.loads(run(*words, image).out)["text"] for image in (photo, held)]
+    assert texts[0] == texts[1]
+    refused = run(*words, "https://example.org/cat.jpg")
+    assert refused.code != 0
+    assert "example.org" in refused.err
 
 
 def test_a_pipe_gets_the_bare_text(run: Run, pair: Pair, photo: Path) -> None:

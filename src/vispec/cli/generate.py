@@ -94,8 +94,10 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Load, ask, show."""
+    from vispec.messages import is_address
+
     # Before a model is loaded; addresses are for later.
-    images = [path if "://" in path else load_image(path) for path in options.image]
+    images = [one if is_address(one) else load_image(one) for one in options.image]
     prompt = _prompt(options.prompt)
     draft = None if options.plain else shared.draft_name(options)
     vlm = shared.load(options, draft)

@@ -35,7 +35,7 @@ from vispec.targets.hooks import (
     recorded,
     replayed,
 )
-from vispec.targets.visual import MODALITIES, dealt, run_towers
+from vispec.targets.visual import MODALITIES, index_by_count, run_towers
 from vispec.videos import VideoSource
 
 Message = Mapping[str, Any]
@@ -147,7 +147,7 @@ class Target:
             inputs: of one prompt.
             shown: what the vision tower made of it, by modality.
         """
-        return dealt(self.placeholders(inputs)[0], shown)
+        return index_by_count(self.placeholders(inputs)[0], shown)
 
     def prompt_positions(self, inputs: Mapping[str, Any]) -> tuple[Tensor, int]:
         """What the rotary embedding sees at a prompt's positions, and how far it is off behind it.
@@ -159,7 +159,7 @@ class Target:
         t = inputs["input_ids"].shape[1]
         return torch.arange(t, device=self.device)[None], 0
 
-    def spoken(self, token: Tensor) -> Tensor:
+    def input_tokens(self, token: Tensor) -> Tensor:
         """What the decoder is given for tokens that the model said, `[b, n]`."""
         return token
 
@@ -381,7 +381,7 @@ class Target:
     ) -> tuple[Tensor, Tensor]:
         """`(logits [b, n, V], hidden [b, n, d])` of a tree in the cache's window."""
         hidden = self.decoder(
-            input_ids=self.spoken(token.clamp(min=0)),
+            input_ids=self.input_tokens(token.clamp(min=0)),
             position_ids=cache.next_position[:, None] + depth,
             attention_mask=self._tree_mask(ancestor_mask(parent, max_depth), depth, cache),
             past_key_values=cache,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vispec.errors import ImageError
 from vispec.targets.base import Target
-from vispec.targets.visual import MODALITIES, PIXELS, share
+from vispec.targets.visual import MODALITIES, PIXELS, part_of
 
 
 def split_batch(
@@ -51,7 +51,7 @@ def split_batch(
                 row[key] = value
         counts = {name: kinds.eq(number).sum(1) for name, number in MODALITIES.items()}
         own = {
-            name: share(output, counts[name][:index].sum(), counts[name][index])
+            name: part_of(output, counts[name][:index].sum(), counts[name][index])
             for name, output in shown.items()
             if output is not None and counts[name][index]
         }

@@ -13,7 +13,7 @@ class Gemma4Target(Target):
 
     model_types = ("gemma4",)
 
-    def spoken(self, token: Tensor) -> Tensor:
+    def input_tokens(self, token: Tensor) -> Tensor:
         placeholders = [
             getattr(self.config, f"{kind}_token_id") for kind in ("image", "video", "audio")
         ]

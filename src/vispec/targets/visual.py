@@ -44,7 +44,7 @@ def run_towers(model: Any, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], d
     return rest | ({"mm_encoder_outputs": shown} if shown else {}), shown
 
 
-def dealt(kinds: Tensor, shown: Mapping[str, Any]) -> Tensor:
+def index_by_count(kinds: Tensor, shown: Mapping[str, Any]) -> Tensor:
     """Deal placeholders out by how many features each image and video has.
 
     Args:
@@ -69,7 +69,7 @@ def dealt(kinds: Tensor, shown: Mapping[str, Any]) -> Tensor:
     return renamed
 
 
-def share(output: Any, before: Tensor, count: Tensor) -> Any:
+def part_of(output: Any, before: Tensor, count: Tensor) -> Any:
     """What of a batch's encoded images belongs to a row.
 
     Args:
