@@ -9,18 +9,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from vispec.targets import auto_class
+from vispec.targets import Target, auto_class, wrap
 
 VOCAB, EOS = 64, 2
 TEXT = range(3, 50)
 """Tokens that questions are made of."""
-TILE, ROW, WHOLE, STAMP, START, END, IMAGE, VIDEO = range(52, 60)
+TILE, ROW, WHOLE, STAMP, START, END, IMAGE, VIDEO, FIRST, NEXT = range(52, 62)
 
 TEXT_CONFIG: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -104,6 +105,14 @@ def tiles(generator: torch.Generator) -> Pixels:
     return {"pixel_values": _normal(generator, 3 if _either(generator) else 1, 3, 16, 16)}
 
 
+def tile_frames(generator: torch.Generator) -> Pixels:
+    return {"pixel_values": _normal(generator, 3 if _either(generator) else 2, 3, 16, 16)}
+
+
+def row_of_frames(generator: torch.Generator) -> Pixels:
+    return {"pixel_values": tile_frames(generator)["pixel_values"][None]}
+
+
 def row_of_tiles(generator: torch.Generator) -> Pixels:
     return {"pixel_values": tiles(generator)["pixel_values"][None]}
 
@@ -176,6 +185,19 @@ def stamped_images(count: int, pixels: Pixels) -> list[int]:
     return [IMAGE if token == VIDEO else token for token in frames]
 
 
+def frames(count: int, pixels: Pixels) -> list[int]:
+    """Frames that are images like any other, behind words that tell which they are."""
+    n = pixels["pixel_values"].shape[-4]
+    one = between(count // n, pixels)
+    return [FIRST, *one, *[NEXT, *one] * (n - 1)]
+
+
+def whole_frames(count: int, pixels: Pixels) -> list[int]:
+    n = pixels["pixel_values"].shape[-4]
+    one = [START, WHOLE, *[IMAGE] * (count // n), START]
+    return [FIRST, *one, *[NEXT, *one] * (n - 1)]
+
+
 def tile_rows(count: int, pixels: Pixels) -> list[int]:
     n = pixels["pixel_values"].shape[1]
     one = [IMAGE] * (count // n)
@@ -206,6 +228,7 @@ class Family:
         video: the same for a video.
         marks: the input that tells placeholders from text, where the model takes one.
         along: the axis on which the pixels of several images are joined.
+        words: what `FIRST` and `NEXT` say, where frames of a video are told by words.
     """
 
     name: str
@@ -214,6 +237,15 @@ class Family:
     video: tuple[Callable[[torch.Generator], Pixels], Layout] | None = None
     marks: str | None = None
     along: int = 0
+    words: tuple[str, str] | None = None
+
+    def target(self) -> Target:
+        """The model wrapped, with as much of a processor as is needed."""
+        if self.words is None:
+            return wrap(self.model(), None)
+        said = dict(zip((FIRST, NEXT), self.words, strict=True))
+        tokenizer = SimpleNamespace(decode=lambda ids: " ".join(said.get(i, "x") for i in ids))
+        return wrap(self.model(), SimpleNamespace(tokenizer=tokenizer))
 
     @property
     def options(self) -> dict[str, Any]:
@@ -251,7 +283,8 @@ class Family:
             made, layout = getattr(self, kind)
             own = made(generator)
             with torch.no_grad():
-                encode = getattr(model.base_model, f"get_{kind}_features")
+                modality = "video" if "pixel_values_videos" in own else "image"
+                encode = getattr(model.base_model, f"get_{modality}_features")
                 output = encode(**own, return_dict=True).pooler_output
             count = sum(len(features) for features in output)
             counts.append(count)
@@ -412,6 +445,8 @@ FAMILIES = [
             "image_seq_length": 4,
         },
         (tiles, between),
+        (tile_frames, frames),
+        words=("Frame1: ", "Frame2: "),
     ),
     Family(
         "gemma3",
@@ -486,9 +521,11 @@ FAMILIES = [
                 "scale_factor": 2,
             },
             (row_of_tiles, tile_rows),
+            video,
             along=1,
+            words=("the following series of frames:\nFrame from 00:01:", "\nFrame from 00:01:"),
         )
-        for name in ("idefics3", "smolvlm")
+        for name, video in (("idefics3", None), ("smolvlm", (row_of_frames, whole_frames)))
     ),
     Family(
         "lfm2_vl",

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vispec.checkpoints.formats import from_tensors
+from vispec.checkpoints.registry import from_tensors
 from vispec.decoding.tree import TreeShape
 from vispec.drafts.eagle import EagleDraft
 from vispec.drafts.sequential_session import SequentialSession

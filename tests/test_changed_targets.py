@@ -58,6 +58,19 @@ def test_an_adapted_model_says_its_own_text_with_the_base_models_draft() -> None
     assert sampled == answers(engine, temperature=1.0, seed=5, speculate=False)
 
 
+def test_an_adapter_on_disk_is_put_into_its_base(tmp_path: Path) -> None:
+    base = talking.save(tmp_path / "base", torch.float64)
+    model = tuned()
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    model.save_pretrained(tmp_path / "adapter")
+    engine = vispec.load(tmp_path / "adapter", tiny.draft(), tree=SHAPE)
+    assert engine.target.name == str(tmp_path / "adapter")
+    assert answers(engine) == [expected(model, question) for question in QUESTIONS]
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors"):
+        vispec.load(tmp_path / "adapter")
+
+
 def test_merged_adapters_are_the_model() -> None:
     own = [expected(tuned(), question) for question in QUESTIONS]
     merged = tuned().merge_and_unload()

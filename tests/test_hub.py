@@ -12,7 +12,7 @@ import yaml
 import tiny
 import vispec
 from vispec.checkpoints.files import weight_files
-from vispec.checkpoints.formats import plan_of
+from vispec.checkpoints.registry import plan_of
 from vispec.checkpoints.summary import summarise
 from vispec.drafts import Eagle3Config, Eagle3Draft
 from vispec.errors import CheckpointError

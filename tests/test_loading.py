@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 import talking
 import tiny
@@ -28,7 +32,11 @@ from vispec.errors import (
     ConversationError,
     DraftMismatchError,
     UnsupportedFamilyError,
+    VideoError,
 )
+from vispec.loading import _without_videos
+from vispec.targets import FAMILIES
+from vispec.targets.encoding import model_inputs
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +256,7 @@ def test_a_target_without_weights_says_so_before_anything_is_loaded(
 
 def test_a_target_without_a_processor_is_a_checkpoint_error(tmp_path: Path) -> None:
     tiny.llava(torch.float32).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="could not be loaded"):
+    with pytest.raises(CheckpointError, match="no processor that can be loaded"):
         vispec.load(tmp_path)
 
 
@@ -280,6 +288,51 @@ def test_an_eagle3_draft_from_a_folder_says_what_the_target_says(
     assert drafted.token_ids == (
         vispec.load(folder, dtype=torch.float64).generate("the cat", **asked).token_ids
     )
+
+
+@pytest.mark.parametrize("option", ["revision", "token", "cache_dir", "subfolder"])
+def test_options_that_only_the_weights_would_see_are_refused(folder: Path, option: str) -> None:
+    with pytest.raises(CheckpointError, match=f"is not loaded with {option}="):
+        vispec.load(folder, **{option: "x"})
+
+
+PARTS = "image_processor", "video_processor", "tokenizer"
+
+
+def shows_videos(name: str) -> bool:
+    kind = getattr(transformers, name)
+    # Mistral 3's is not there at all without torchvision; Gemma 4's hears as well.
+    return type(kind).__name__ != "DummyObject" and (
+        {"video_processor"} < set(kind.get_attributes()) < {*PARTS, "nothing else"}
+    )
+
+
+SHOWS_VIDEOS = sorted(filter(shows_videos, {*map(PROCESSOR_MAPPING_NAMES.get, FAMILIES)} - {None}))
+
+
+@pytest.mark.parametrize("name", SHOWS_VIDEOS)
+def test_without_torchvision_a_processor_lacks_its_part_for_videos(
+    name: str, tmp_path: Path
+) -> None:
+    if name == "SmolVLMProcessor" and importlib.util.find_spec("num2words") is None:
+        pytest.skip("it needs num2words as well")
+    marks = ["image", "video", "start_image", "end_image", "context_image"]
+    tokenizer = copy.deepcopy(talking.tokenizer())
+    tokenizer.add_tokens([f"<{mark}>" for mark in marks])
+    tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config["extra_special_tokens"] = {f"{mark}_token": f"<{mark}>" for mark in marks}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    talking.processor().image_processor.save_pretrained(tmp_path)
+    kind = getattr(transformers, name)
+    processor = _without_videos(kind).from_pretrained(tmp_path)
+    assert isinstance(processor, kind)
+    assert processor.video_processor is None
+    assert type(processor.image_processor) is type(talking.processor().image_processor)
+    assert processor.tokenizer.get_vocab() == tokenizer.get_vocab()
+    frames = np.zeros((4, 8, 8, 3), np.uint8)
+    with pytest.raises(VideoError, match="torchvision"):
+        model_inputs(processor, "<video>", [], [frames], name="it", model_type="any")
 
 
 def test_a_speculator_of_an_unknown_kind_is_named(tmp_path: Path, folder: Path) -> None:
@@ -333,8 +386,12 @@ def test_a_text_model_is_loaded_and_asked(text_model: Path) -> None:
         engine.generate("the cat", images=[talking.picture(0)])
 
 
-def test_a_device_map_is_passed_on(folder: Path) -> None:
+def test_a_device_map_is_passed_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader, seen = transformers.AutoModelForImageTextToText, dict[str, Any]()
+    own = loader.from_pretrained
+    monkeypatch.setattr(loader, "from_pretrained", lambda *a, **k: seen.update(k) or own(*a, **k))
     placed = vispec.load(folder, device_map={"": "cpu"}, dtype=torch.float64)
+    assert seen["device_map"] == {"": "cpu"}
     expected = vispec.load(folder, dtype=torch.float64)
     asked = {"images": [talking.picture(0)], "max_new_tokens": 8, "temperature": 0}
     assert placed.generate("the cat", **asked).token_ids == (

@@ -13,7 +13,7 @@ from torch import nn
 
 from vispec.checkpoints import export
 from vispec.checkpoints.files import locate
-from vispec.checkpoints.formats import read
+from vispec.checkpoints.registry import read
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -12,13 +13,15 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import is_torchvision_available
 
 from vispec.checkpoints.files import (
+    fetch,
     locate,
     pinned,
     read_config,
     read_tensors,
     tensor_headers,
 )
-from vispec.checkpoints.formats import Plan, plan, plan_of
+from vispec.checkpoints.formats import Plan
+from vispec.checkpoints.registry import plan, plan_of
 from vispec.decoding.engine import Engine
 from vispec.decoding.tree import SampledShape, TreeShape
 from vispec.drafts.base import Draft
@@ -114,6 +117,15 @@ def load_target(
             processor = _processor(target.name_or_path, target.config.model_type)
         return wrap(target, processor)
     name = locate(target, "target")
+    for option, instead in _ELSEWHERE.items():
+        if option in model_options:
+            raise CheckpointError(os.fspath(target), f"is not loaded with {option}=", fix=instead)
+    if (adapter := fetch(name, "adapter_config.json")) and not fetch(name, "config.json"):
+        if not (pickled or fetch(name, "adapter_model.safetensors")):
+            raise CheckpointError(name, "has no weights", missing=["adapter_model.safetensors"])
+        base = json.loads(adapter.read_text()).get("base_model_name_or_path")
+        whole = load_target(base, processor, dtype, device, pickled=pickled, **model_options)
+        return _adapted(whole, name)
     model_type = read_config(name).get("model_type") or ""
     kind = family(model_type, os.fspath(target))
     options = {"attn_implementation": "sdpa"} | model_options
@@ -137,10 +149,10 @@ def load_target(
             **source,
             **options,
         )
-        if processor is None:
-            processor = _processor(repository, model_type, **source, **code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise CheckpointError(os.fspath(target), f"could not be loaded: {error}") from error
+    if processor is None:
+        processor = _processor(repository, model_type, **source, **code)
     misshapen = [
         f"{key}: found {list(found)}, expected {list(expected)}"
         for key, found, expected in sorted(report["mismatched_keys"])
@@ -153,6 +165,26 @@ def load_target(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     placed = "device_map" in options or getattr(model, "is_quantized", False)
     return kind((model if placed else model.to(device)).eval(), processor, os.fspath(target))
+
+
+_ELSEWHERE = {
+    "revision": "Name it behind the model: 'owner/name@revision'.",
+    "token": "Log in with `hf auth login`, or set HF_TOKEN.",
+    "cache_dir": "Set HF_HUB_CACHE.",
+    "subfolder": "Download the folder and give its path.",
+}
+"""Options of `from_pretrained` that configurations, headers and drafts are fetched without."""
+
+
+def _adapted(base: Target, name: str) -> Target:
+    """A target with a PEFT adapter, which lies in a folder or repository of its own."""
+    repository, revision = pinned(name)
+    source = {"revision": revision} if revision else {}
+    try:
+        base.model.load_adapter(repository, **source)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise CheckpointError(name, f"could not be put into '{base.name}': {error}") from error
+    return wrap(base.model.eval(), base.processor, name)
 
 
 def _processor(name: str, model_type: str, **options: Any) -> Any:
@@ -176,7 +208,7 @@ def _processor(name: str, model_type: str, **options: Any) -> Any:
             ) from error
     try:
         return _without_videos(getattr(transformers, own)).from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise CheckpointError(
             name,
             f"has no processor that can be loaded: {error}",
@@ -186,12 +218,25 @@ def _processor(name: str, model_type: str, **options: Any) -> Any:
 
 
 def _without_videos(kind: Any) -> Any:
-    """A processor's class, of whose parts the one for videos is left out."""
+    """A processor's class, whose part for videos is None."""
 
-    def parts(cls: Any) -> list[str]:
-        return [part for part in kind.get_attributes.__func__(cls) if "video" not in part]
+    def others(cls: Any) -> list[str]:
+        return [part for part in kind.get_attributes() if "video" not in part]
 
-    return type(kind.__name__, (kind,), {"get_attributes": classmethod(parts)})
+    loading: Any = type(kind.__name__, (kind,), {"get_attributes": classmethod(others)})
+
+    def arguments(cls: Any, *args: Any, **options: Any) -> list[Any]:
+        found = iter(loading._get_arguments_from_pretrained(*args, **options))
+        return [None if "video" in part else next(found) for part in kind.get_attributes()]
+
+    def check(self: Any, name: str, part: Any) -> Any:
+        return None if part is None else kind.check_argument_for_proper_class(self, name, part)
+
+    own = {
+        "_get_arguments_from_pretrained": classmethod(arguments),
+        "check_argument_for_proper_class": check,
+    }
+    return type(kind.__name__, (kind,), own)
 
 
 def load_draft(

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from families import FAMILIES
 from recordings import FIXTURES, cases
-from vispec.checkpoints import block, formats
+from vispec.checkpoints import block, registry
+from vispec.checkpoints.formats import shapes_of
 from vispec.drafts.block import BlockConfig, BlockNetwork
 from vispec.errors import CheckpointError, DraftMismatchError
 from vispec.targets import wrap
@@ -60,9 +61,9 @@ def folder_of(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) ->
 def test_recorded_drafts_are_recognised_and_read(case: str, tmp_path: Path) -> None:
     config, tensors = recorded(case)
     folder = folder_of(tmp_path, config, tensors)
-    plan = formats.plan_of(folder)
+    plan = registry.plan_of(folder)
     assert plan.form == "dflash"
-    read = formats.read(folder)
+    read = registry.read(folder)
     assert read.config.block_size == 8
     assert read.config.target_layers == 12
     assert all(torch.equal(read.state_dict()[k], v) for k, v in tensors.items())
@@ -118,9 +119,9 @@ def test_every_writers_drafts_are_read(writer: str, tmp_path: Path) -> None:
     if form == "dspark":
         tensors["embed_tokens.weight"] = torch.zeros(20, 16)
     folder = folder_of(tmp_path, config, tensors)
-    plan = formats.plan_of(folder)
+    plan = registry.plan_of(folder)
     assert plan.form == form
-    read = formats.read(folder)
+    read = registry.read(folder)
     assert read.config.aux_layers == (2, 5)
     for key in ("markov_rank", "markov_kind", "confidence", "draft_vocab_size", "own_head"):
         assert getattr(read.config, key) == getattr(made.config, key), key
@@ -137,7 +138,7 @@ def test_a_configuration_without_its_block_names_the_key(key: str, tmp_path: Pat
     config = {k: v for k, v in config.items() if k != key}
     inner.pop(key, None)
     with pytest.raises(CheckpointError) as error:
-        formats.read(folder_of(tmp_path, config | {"dflash_config": inner}, tensors))
+        registry.read(folder_of(tmp_path, config | {"dflash_config": inner}, tensors))
     assert error.value.missing == (key,)
 
 
@@ -145,13 +146,13 @@ def test_a_reduced_vocabulary_needs_its_own_mapping_and_head(tmp_path: Path) -> 
     _, config, _ = WRITERS["speculators, DFlash"]
     tensors = dict(network().state_dict())
     with pytest.raises(CheckpointError) as error:
-        formats.read(folder_of(tmp_path, config, tensors))
+        registry.read(folder_of(tmp_path, config, tensors))
     assert set(error.value.missing) == {"d2t", "lm_head.weight"}
 
 
 def test_a_speculator_of_another_kind_is_not_taken_for_one() -> None:
     config, tensors = recorded(CASES[0])
-    shapes = formats.shapes_of(tensors)
+    shapes = shapes_of(tensors)
     assert block.plan(config | {"speculators_model_type": "dflash2"}, shapes, "it") is None
 
 
@@ -159,6 +160,12 @@ def test_what_does_not_fit_a_target_is_listed() -> None:
     target = wrap(FAMILIES[0].model(), None)
     with pytest.raises(DraftMismatchError) as error:
         network(aux_layers=(1, 8), target_layers=9).check(target)
-    assert len(error.value.mismatches) == 4
-    for words in ("features of size 16", "vocabulary of 20", "9 layers", "[8]"):
+    assert len(error.value.mismatches) == 5
+    for words in (
+        "shares the token embedding and LM head",
+        "features of size 16",
+        "vocabulary of 20",
+        "9 layers",
+        "[8]",
+    ):
         assert words in str(error.value)

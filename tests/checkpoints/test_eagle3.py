@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recordings import FIXTURES, cases
-from vispec.checkpoints import eagle3, formats
+from vispec.checkpoints import eagle3, registry
+from vispec.checkpoints.export import export
+from vispec.checkpoints.formats import shapes_of
 from vispec.drafts.eagle3 import Eagle3Config, Eagle3Draft
 from vispec.errors import CheckpointError
 
@@ -55,7 +57,7 @@ def random_draft(**options: Any) -> Eagle3Draft:
 @pytest.mark.parametrize("case", CASES)
 def test_a_published_draft_read_and_written_is_the_same_bits(case: str, tmp_path: Path) -> None:
     config, tensors = recorded(case)
-    draft = formats.read(folder_of(tmp_path / "published", config, tensors))
+    draft = registry.read(folder_of(tmp_path / "published", config, tensors))
     eagle3.write(draft, tmp_path / "again")
     again = load_file(tmp_path / "again" / "model.safetensors")
     mapped = draft.token_map is not None
@@ -63,7 +65,7 @@ def test_a_published_draft_read_and_written_is_the_same_bits(case: str, tmp_path
     assert set(again) == {k for k in tensors if mapped or k not in ("d2t", "t2d")}
     for name, tensor in again.items():
         assert torch.equal(tensor, tensors[name]), name
-    assert formats.read(tmp_path / "again").config == draft.config
+    assert registry.read(tmp_path / "again").config == draft.config
 
 
 SPECULATORS = [
@@ -99,10 +101,10 @@ def test_every_kind_of_draft_survives_writing_and_reading(
     draft = random_draft(**options)
     form = "speculators" if speculators else "eagle3"
     eagle3.write(draft, tmp_path, form, target="someone/model")
-    plan = formats.plan_of(tmp_path)
+    plan = registry.plan_of(tmp_path)
     assert plan.form == ("speculators eagle3" if speculators else "eagle3")
     assert plan.facts["target"] == "someone/model"
-    again = formats.read(tmp_path, label="mine")
+    again = registry.read(tmp_path, label="mine")
     assert again.config == draft.config
     assert again.name == "mine"
     ours, theirs = draft.state_dict(), again.state_dict()
@@ -117,17 +119,17 @@ def test_what_the_official_format_cannot_say_is_refused(
     options: dict[str, Any], tmp_path: Path
 ) -> None:
     with pytest.raises(CheckpointError, match="--format speculators"):
-        eagle3.write(random_draft(**options), tmp_path)
+        export(random_draft(**options), tmp_path, "eagle3")
     assert not (tmp_path / "model.safetensors").exists()
 
 
 def test_layers_are_counted_as_each_format_does(tmp_path: Path) -> None:
     config, tensors = recorded(CASES[0])
     nested = {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 9, 20]}}
-    official = formats.read(folder_of(tmp_path / "a", config | nested, tensors))
+    official = registry.read(folder_of(tmp_path / "a", config | nested, tensors))
     assert official.config.aux_layers == (2, 10, 21)
     top = {"eagle_aux_hidden_state_layer_ids": [1, 9, 20]}
-    assert formats.read(folder_of(tmp_path / "b", config | top, tensors)).config.aux_layers == (
+    assert registry.read(folder_of(tmp_path / "b", config | top, tensors)).config.aux_layers == (
         1,
         9,
         20,
@@ -142,7 +144,7 @@ def test_tensors_that_are_wrong_are_all_listed_under_their_published_names(tmp_p
     tensors["other.weight"] = torch.zeros(2)
     folder = folder_of(tmp_path, config, tensors)
     with pytest.raises(CheckpointError) as error:
-        formats.read(folder)
+        registry.read(folder)
     assert set(error.value.missing) == {"midlayer.mlp.up_proj.weight", "norm.weight"}
     assert set(error.value.unexpected) == {"other.weight"}
     found = {line.split(":")[0] for line in error.value.misshapen}
@@ -153,7 +155,7 @@ def test_a_reduced_vocabulary_needs_its_mapping(tmp_path: Path) -> None:
     config, tensors = recorded("eagle_draft/eagle3_reduced_vocab")
     del tensors["d2t"]
     with pytest.raises(CheckpointError, match="a part of the vocabulary"):
-        formats.read(folder_of(tmp_path, config, tensors))
+        registry.read(folder_of(tmp_path, config, tensors))
 
 
 def test_more_layers_than_three_must_be_named(tmp_path: Path) -> None:
@@ -161,11 +163,11 @@ def test_more_layers_than_three_must_be_named(tmp_path: Path) -> None:
     size = config["hidden_size"]
     tensors["fc.weight"] = torch.zeros(size, 5 * size)
     with pytest.raises(CheckpointError, match="fuses 5 layers"):
-        formats.read(folder_of(tmp_path, config, tensors))
+        registry.read(folder_of(tmp_path, config, tensors))
 
 
 def test_a_speculator_of_another_kind_is_not_taken_for_one() -> None:
     config, tensors = recorded(CASES[0])
-    shapes = formats.shapes_of(tensors)
+    shapes = shapes_of(tensors)
     assert eagle3.plan(config, shapes, "it") is not None
     assert eagle3.plan(config | {"speculators_model_type": "peagle"}, shapes, "it") is None

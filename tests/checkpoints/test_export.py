@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import tiny
-from vispec.checkpoints import formats
+from vispec.checkpoints import registry
 from vispec.checkpoints.export import FORMATS, export
 from vispec.drafts import Eagle3Config, Eagle3Draft, EagleConfig, EagleDraft
 from vispec.drafts.block import BlockConfig, BlockNetwork
@@ -68,10 +68,10 @@ def test_what_a_format_can_hold_comes_back_as_it_was(
 ) -> None:
     draft: nn.Module = make()
     assert export(draft, tmp_path, form, target="someone/model") == []
-    plan = formats.plan_of(tmp_path)
+    plan = registry.plan_of(tmp_path)
     assert plan.form == read_as
     assert plan.facts["target"] == "someone/model"
-    again = formats.read(tmp_path)
+    again = registry.read(tmp_path)
     assert again.config == draft.config
     ours, theirs = draft.state_dict(), again.state_dict()
     assert set(ours) == set(theirs)
@@ -88,7 +88,7 @@ def test_without_its_adapter_a_draft_reads_text_as_before(tmp_path: Path) -> Non
     left = export(draft, tmp_path, "eagle", closest=True)
     assert len(left) == 2
     assert "adapter" in left[0]
-    bare = formats.read(tmp_path)
+    bare = registry.read(tmp_path)
     assert isinstance(bare, EagleDraft)
     assert bare.adapter is None
     embedding, feature = torch.randn(2, 5, tiny.HIDDEN, dtype=torch.float64)
@@ -97,34 +97,67 @@ def test_without_its_adapter_a_draft_reads_text_as_before(tmp_path: Path) -> Non
     torch.testing.assert_close(bare.combine(embedding, feature, nothing), expected)
 
 
+@torch.inference_mode()
 def test_without_its_heads_a_block_draft_is_dflash(tmp_path: Path) -> None:
-    network = block(**SPARK)
+    network = block(**SPARK | {"sample_from_anchor": False, "own_head": True})
     assert "markov_head" in export(network, tmp_path, "dflash", closest=True)[0]
-    again = formats.read(tmp_path)
+    again = registry.read(tmp_path)
     assert again.markov_head is None
-    assert torch.equal(again.fc.weight, network.fc.weight)
+    ours, theirs = network.state_dict(), again.state_dict()
+    assert set(ours) - set(theirs) == {
+        name for name in ours if "_head." in name and name[0] in "mc"
+    }
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+    assert again.config.sample_from_anchor is False
+
+
+@pytest.mark.parametrize("closest", [False, True])
+@pytest.mark.parametrize(
+    ("options", "form"),
+    [
+        (SPARK, "dflash"),
+        ({"sample_from_anchor": True}, "dflash"),
+        (SPARK | {"sample_from_anchor": False}, "dspark"),
+        ({"confidence": "hidden"}, "dspark"),
+    ],
+)
+def test_rows_that_would_be_read_as_other_positions_are_refused(
+    options: dict[str, Any], form: str, closest: bool, tmp_path: Path
+) -> None:
+    """Which row guesses the next token is a convention of DFlash's and DSpark's own formats."""
+    with pytest.raises(CheckpointError, match=r"own row.*\n.*speculators"):
+        export(block(**options), tmp_path, form, closest=closest)
+    export(block(**options), tmp_path, "speculators")
+    again = registry.read(tmp_path)
+    assert again.config.sample_from_anchor == options.get("sample_from_anchor", False)
+
+
+def test_a_part_of_the_vocabulary_is_not_lost_with_the_heads(tmp_path: Path) -> None:
+    network = block(**SPARK | {"draft_vocab_size": 10, "own_head": True})
+    with pytest.raises(CheckpointError, match="part of the vocabulary"):
+        export(network, tmp_path, "dflash", closest=True)
 
 
 @pytest.mark.parametrize(
     ("make", "form", "words"),
     [
         (lambda: tiny.draft(torch.float32), "eagle", ["vision adapter", "--closest"]),
-        (lambda: tiny.draft(torch.float32), "eagle3", ["a ViSpec draft", "vispec, eagle"]),
-        (lambda: tiny.draft(torch.float32), "speculators", ["a ViSpec draft"]),
+        (lambda: tiny.draft(torch.float32), "eagle3", ["of the kind ViSpec", "vispec, eagle"]),
+        (lambda: tiny.draft(torch.float32), "speculators", ["of the kind ViSpec"]),
         (
             lambda: tiny.draft(torch.float32, queries=None),
             "vispec",
-            ["an EAGLE draft"],
+            ["of the kind EAGLE"],
         ),
-        (eagle3, "dflash", ["an EAGLE-3 draft", "eagle3, speculators"]),
+        (eagle3, "dflash", ["of the kind EAGLE-3", "eagle3, speculators"]),
         (lambda: eagle3(norm_output=True), "eagle3", ["norm_output", "speculators"]),
-        (lambda: eagle3(fc_bias=True, own_head=False), "eagle3", ["biases, no LM head"]),
+        (lambda: eagle3(fc_bias=True, own_head=False), "eagle3", ["biases and no LM head"]),
         (lambda: eagle(first_norm=True, final_norm=True), "eagle", ["first layer and", "last"]),
-        (block, "dspark", ["none of DSpark's heads", "dflash"]),
-        (block, "eagle", ["a block draft"]),
-        (lambda: block(**SPARK), "dflash", ["markov_head and a confidence_head", "--closest"]),
+        (block, "dspark", ["of the kind DFlash", "dflash"]),
+        (block, "eagle", ["of the kind DFlash"]),
+        (lambda: block(**SPARK), "dflash", ["Markov head and a confidence head", "speculators"]),
         (lambda: block(draft_vocab_size=10, own_head=True), "dflash", ["speculators"]),
-        (lambda: nn.Linear(2, 2), "eagle", ["a Linear"]),
+        (lambda: nn.Linear(2, 2), "eagle", ["of the kind Linear"]),
         (eagle3, "gguf", ["'gguf'", *FORMATS]),
     ],
 )

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from published import Shapes, dflash, eagle3, vispec
-from vispec.checkpoints import formats
+from vispec.checkpoints import registry
 from vispec.errors import DraftMismatchError
 from vispec.targets import Target, auto_class, wrap
 
@@ -132,7 +132,7 @@ def on_meta(config: Any) -> Target:
 @pytest.mark.parametrize("name", DRAFTS)
 def test_a_published_draft_has_the_names_and_shapes_that_are_expected(name: str) -> None:
     form, target, config, shapes = DRAFTS[name]
-    plan = formats.plan(config, shapes, name)
+    plan = registry.plan(config, shapes, name)
     assert plan is not None
     assert plan.form == form
     assert plan.problems(name, shapes) is None
@@ -142,7 +142,7 @@ def test_a_published_draft_has_the_names_and_shapes_that_are_expected(name: str)
 
 def test_a_draft_of_another_size_is_told_everything_that_differs() -> None:
     _, _, config, shapes = DRAFTS["ViSpec for LLaVA-1.5-7B"]
-    plan = formats.plan(config, shapes, "it")
+    plan = registry.plan(config, shapes, "it")
     assert plan is not None
     with pytest.raises(DraftMismatchError) as error:
         plan.network.check(on_meta(QWEN_VL))  # type: ignore[operator]

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from published import BLOCK, EAGLE3, Shapes, dflash, eagle3
-from vispec.checkpoints import formats
+from vispec.checkpoints import registry
 from vispec.checkpoints.summary import mismatches, summarise
 from vispec.drafts import Eagle3Draft
 from vispec.drafts.block import BlockNetwork
@@ -59,7 +59,7 @@ def test_eagle3_drafts_are_read(writer: str, tmp_path: Path, target: Path) -> No
     place = folder(tmp_path / "draft", config, eagle3(32, 48, 16, 64, OWN))
     found = summarise(place)
     assert (found.kind, found.form, found.problems) == ("draft", "eagle3", [])
-    draft = formats.read(place)
+    draft = registry.read(place)
     assert isinstance(draft, Eagle3Draft)
     assert draft.follows_positions == ("mrope_section" in (config.get("rope_scaling") or {}))
     assert draft.token_map is not None
@@ -80,7 +80,7 @@ def test_block_drafts_are_read(writer: str, tmp_path: Path, target: Path) -> Non
     found = summarise(place)
     assert (found.form, found.problems) == ("dspark" if spark else "dflash", [])
     assert mismatches(place, target) == []
-    network = formats.read(place)
+    network = registry.read(place)
     assert isinstance(network, BlockNetwork)
     assert network.config.aux_layers == (2, 6)
     assert (network.markov_head is not None) == spark

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recordings import FIXTURES, cases
-from vispec.checkpoints import formats
+from vispec.checkpoints import registry
 from vispec.checkpoints.export import export
 from vispec.drafts import Eagle3Draft
 from vispec.drafts.block import BlockNetwork
@@ -39,9 +39,9 @@ def close(ours: Tensor, theirs: Tensor) -> None:
 @torch.inference_mode()
 def test_eagle3_drafts_guess_the_same(case: str, tmp_path: Path) -> None:
     record = published(case, tmp_path)
-    plan = formats.plan_of(tmp_path)
+    plan = registry.plan_of(tmp_path)
     assert plan.form == "speculators eagle3"
-    draft = formats.read(tmp_path)
+    draft = registry.read(tmp_path)
     assert isinstance(draft, Eagle3Draft)
     assert draft.embed_tokens is not None
     words, nothing = draft.embed_tokens(record["tokens"]), torch.zeros(draft.width)
@@ -55,7 +55,7 @@ def test_eagle3_drafts_guess_the_same(case: str, tmp_path: Path) -> None:
 @torch.inference_mode()
 def test_block_drafts_guess_the_same(case: str, tmp_path: Path) -> None:
     record = published(case, tmp_path)
-    network = formats.read(tmp_path)
+    network = registry.read(tmp_path)
     assert isinstance(network, BlockNetwork)
     c, anchor = network.config, int(record["anchor"])
     position = torch.arange(anchor + c.block_size)[None]
@@ -83,7 +83,7 @@ def test_what_is_exported_has_the_keys_and_tensors_that_the_package_writes(
     published(case, tmp_path)
     theirs = json.loads((tmp_path / "config.json").read_text())
     names = set(load_file(tmp_path / "model.safetensors"))
-    export(formats.read(tmp_path), tmp_path / "again", "speculators", target="someone/model")
+    export(registry.read(tmp_path), tmp_path / "again", "speculators", target="someone/model")
     ours = json.loads((tmp_path / "again" / "config.json").read_text())
     assert set(load_file(tmp_path / "again" / "model.safetensors")) == names
     # Of the package's own bookkeeping, and of what its defaults are.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recordings import FIXTURES, cases
 from vispec.adapters import QueryAdapter
-from vispec.checkpoints import formats, vispec
+from vispec.checkpoints import registry, vispec
 from vispec.checkpoints.files import tensor_headers
 from vispec.drafts import EagleConfig, EagleDraft
 from vispec.errors import CheckpointError
@@ -62,14 +62,14 @@ def test_a_published_draft_read_and_written_is_the_same_bits_under_the_same_name
     case: str, tmp_path: Path
 ) -> None:
     config, tensors = recorded(case)
-    draft = formats.read(folder_of(tmp_path, tensors, config))
+    draft = registry.read(folder_of(tmp_path, tensors, config))
     vispec.write(draft, tmp_path / "again")
     again = load_file(tmp_path / "again" / "model.safetensors")
     assert set(again) == set(tensors)
     for name, tensor in tensors.items():
         assert again[name].dtype == tensor.dtype
         assert torch.equal(again[name], tensor), name
-    assert formats.read(str(tmp_path / "again")).config == draft.config
+    assert registry.read(str(tmp_path / "again")).config == draft.config
     written = json.loads((tmp_path / "again" / "config.json").read_text())
     shared = {"hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"}
     assert {key: written[key] for key in shared} == {key: config[key] for key in shared}
@@ -97,7 +97,7 @@ def test_every_kind_of_draft_survives_writing_and_reading(
 ) -> None:
     draft = random_draft(**options).to(dtype)
     vispec.write(draft, tmp_path)
-    again = formats.read(str(tmp_path), label="mine")
+    again = registry.read(str(tmp_path), label="mine")
     assert again.config == draft.config
     assert again.dtype == dtype
     assert again.name == "mine"
@@ -148,7 +148,7 @@ def nemo_tensors() -> dict[str, Tensor]:
 
 def test_nemos_drafts_are_read_and_written_under_their_names(tmp_path: Path) -> None:
     tensors = nemo_tensors()
-    draft = formats.read(folder_of(tmp_path / "nemo", tensors, NEMO))
+    draft = registry.read(folder_of(tmp_path / "nemo", tensors, NEMO))
     assert isinstance(draft, EagleDraft)
     assert draft.config.rope_theta == 1e6
     assert torch.equal(draft.adapter.q, tensors["img_adaptor.query"])
@@ -165,7 +165,7 @@ def test_nemos_drafts_are_read_and_written_under_their_names(tmp_path: Path) -> 
 def test_nemos_drafts_guess_behind_a_norm(tmp_path: Path) -> None:
     """Against the same network written out: every layer normed first, and the last one behind."""
     t = nemo_tensors()
-    draft = formats.read(folder_of(tmp_path, t, NEMO))
+    draft = registry.read(folder_of(tmp_path, t, NEMO))
     x, position = torch.randn(1, 5, 16), torch.arange(5)[None]
 
     def norm(rows: Tensor, name: str) -> Tensor:
@@ -221,7 +221,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_all_listed_in_one_error(
     tensors["lm_head.weight"] = torch.zeros(20, 16)
     tensors["layers.1.mlp.up_proj.weight"] = torch.zeros(24, 16)
     folder = folder_of(tmp_path, tensors)
-    for error in (_raised(folder), formats.plan_of(folder).problems(folder, shapes_in(folder))):
+    for error in (_raised(folder), registry.plan_of(folder).problems(folder, shapes_in(folder))):
         assert error is not None
         assert set(error.missing) == {"layers.0.mlp.up_proj.weight", "imadpt.o_proj.weight"}
         assert set(error.unexpected) == {"lm_head.weight", "layers.1.mlp.up_proj.weight"}
@@ -235,13 +235,13 @@ def test_missing_unexpected_and_misshapen_tensors_are_all_listed_in_one_error(
 
 def _raised(folder: str) -> CheckpointError:
     with pytest.raises(CheckpointError) as error:
-        formats.read(folder)
+        registry.read(folder)
     return error.value
 
 
 def test_a_whole_draft_has_no_problems(tmp_path: Path) -> None:
     vispec.write(random_draft(), tmp_path)
-    assert formats.plan_of(tmp_path).problems("mine", shapes_in(str(tmp_path))) is None
+    assert registry.plan_of(tmp_path).problems("mine", shapes_in(str(tmp_path))) is None
 
 
 @pytest.mark.parametrize(
@@ -253,14 +253,14 @@ def test_a_configuration_without_its_geometry_names_the_key(key: str, tmp_path: 
     del config[key]
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="configuration without") as error:
-        formats.read(str(tmp_path))
+        registry.read(str(tmp_path))
     assert error.value.missing == (key,)
 
 
 def test_another_activation_is_refused_by_name(tmp_path: Path) -> None:
     vispec.write(random_draft(), tmp_path, hidden_act="gelu")
     with pytest.raises(CheckpointError, match="hidden_act 'gelu'"):
-        formats.read(str(tmp_path))
+        registry.read(str(tmp_path))
 
 
 def test_geometry_has_the_defaults_of_a_llama_configuration() -> None:
@@ -309,7 +309,7 @@ def test_other_checkpoints_are_not_taken_for_drafts(shapes: dict[str, tuple[int,
 def test_a_structure_has_every_shape_and_no_weights(tmp_path: Path) -> None:
     draft = random_draft(queries=4)
     vispec.write(draft, tmp_path)
-    structure = formats.plan_of(tmp_path).network
+    structure = registry.plan_of(tmp_path).network
     assert all(parameter.is_meta for parameter in structure.parameters())
     ours, theirs = draft.state_dict(), structure.state_dict()
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from command_line import Pair, Run
-from vispec.checkpoints.formats import plan_of
+from vispec.checkpoints.registry import plan_of
 
 
 def test_a_draft_is_written_in_the_format_asked_for(run: Run, pair: Pair, tmp_path: Path) -> None:

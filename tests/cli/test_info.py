@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 
 from command_line import Pair, Run, write_draft
 from vispec.checkpoints import summary
+from vispec.checkpoints.export import export
 from vispec.cli.info import count, size
+from vispec.drafts.block import BlockConfig, BlockNetwork
 
 
 def test_a_target_is_described_by_its_true_numbers(run: Run, pair: Pair) -> None:
@@ -73,6 +75,38 @@ def test_tensors_that_a_draft_lacks_are_listed(run: Run, pair: Pair, tmp_path: P
     out = run("info", draft).out
     assert "problem: missing" in out
     assert "layers.1.self_attn.q_proj.weight" in out
+    ran = run("info", draft, "--target", pair.target)
+    assert ran.code == 1
+    assert "cannot be loaded" in ran.out
+
+
+def test_a_draft_of_another_model_of_the_same_shape_is_told(
+    run: Run, pair: Pair, tmp_path: Path
+) -> None:
+    draft = write_draft(tmp_path / "draft", pair.hidden, pair.vocabulary)
+    card = "---\nlicense: mit\nbase_model:\n- someone/vicuna-7b\n---\n"
+    (draft / "README.md").write_text(card)
+    ran = run("info", draft, "--target", pair.target)
+    assert ran.code == 0
+    assert "trained for: someone/vicuna-7b" in ran.out
+    assert "it was trained for someone/vicuna-7b; if that is another model" in ran.out
+    config = json.loads((draft / "config.json").read_text())
+    same = {"target": f"someone/{pair.target.name}@v2"}
+    (draft / "config.json").write_text(json.dumps(config | same))
+    assert "it was trained" not in run("info", draft, "--target", pair.target).out
+
+
+def test_a_block_draft_is_described_and_fits_but_cannot_draft(
+    run: Run, pair: Pair, tmp_path: Path
+) -> None:
+    c = BlockConfig(pair.hidden, 64, 4, 2, pair.vocabulary, pair.vocabulary, 5, 3, (1, 2))
+    export(BlockNetwork(c), tmp_path / "draft", "dflash")
+    ran = run("info", tmp_path / "draft", "--target", pair.target)
+    assert ran.code == 0
+    assert "kind: draft, dflash (vispec cannot draft with it yet)" in ran.out
+    assert "cannot draft with them" in ran.out
+    found = json.loads(run("info", tmp_path / "draft", "--json").out)["checkpoints"][0]
+    assert found["supported"] is False
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from recordings import FIXTURES, cases
-from vispec.checkpoints.formats import from_tensors
+from vispec.checkpoints.registry import from_tensors
 from vispec.drafts.block import BlockConfig, BlockNetwork, MarkovHead
 
 CASES = cases("dflash_draft")

@@ -162,7 +162,11 @@ def test_without_layers_of_its_own_it_reads_the_papers() -> None:
         ({"aux_layers": (1, 2, 9)}, ["[9]", "0 to 2"]),
         (
             {"hidden_size": 64, "target_hidden_size": HIDDEN},
-            ["hidden size 64 shares the token embedding", str(HIDDEN)],
+            ["hidden size 64 shares the token embedding of", str(HIDDEN)],
+        ),
+        (
+            {"hidden_size": 64, "target_hidden_size": HIDDEN, "own_head": False},
+            ["shares the token embedding and LM head of", str(HIDDEN)],
         ),
     ],
     ids=str,

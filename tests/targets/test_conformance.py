@@ -20,11 +20,11 @@ from families import FAMILIES, IMAGE, VIDEO, Family
 from vispec.adapters import QueryAdapter
 from vispec.decoding.loop import Job, run
 from vispec.decoding.sampling import Chooser, Sampling
-from vispec.decoding.tree import SampledShape, TreeShape
+from vispec.decoding.tree import SampledShape, Tree, TreeShape
 from vispec.drafts import Eagle3Config, Eagle3Draft, EagleConfig, EagleDraft
 from vispec.loading import load_target
 from vispec.targets import FAMILIES as SUPPORTED
-from vispec.targets import Target, wrap
+from vispec.targets import Target
 
 NEW = 14
 """Tokens of an answer."""
@@ -106,7 +106,7 @@ def test_every_family_that_is_wrapped_is_asked() -> None:
 @pytest.mark.parametrize("what", SHOWN)
 @every_family
 def test_greedy_text_is_generates_own_in_every_tree_and_batch(family: Family, what: str) -> None:
-    target = wrap(family.model(), None)
+    target = family.target()
     asked = prompts(family, 6, seed=1, what=what)
     expected = [generated(family, inputs) for inputs in asked]
     assert len({tuple(text) for text in expected}) > 2, "the model says the same of everything"
@@ -125,7 +125,7 @@ def test_greedy_text_is_generates_own_in_every_tree_and_batch(family: Family, wh
 
 @every_family
 def test_seeded_sampling_is_the_plain_loops(family: Family) -> None:
-    target = wrap(family.model(), None)
+    target = family.target()
     asked = prompts(family, 6, seed=2)
     options = {"temperature": 0.8, "top_k": 12}
     expected = answers(target, None, jobs(target, asked, **options), TreeShape(), 1)
@@ -158,7 +158,7 @@ DRAFTS = {
 @pytest.mark.parametrize("kind", DRAFTS)
 @every_family
 def test_every_kind_of_draft_leaves_the_text_as_it_is(family: Family, kind: str) -> None:
-    target = wrap(family.model(), None)
+    target = family.target()
     draft = DRAFTS[kind](target).to(target.dtype).eval().requires_grad_(False)
     draft.check(target)
     asked = prompts(family, 6, seed=9)
@@ -196,7 +196,7 @@ class _AnyPrompt(dict[str, list[int]]):
 def test_images_and_videos_are_found_where_they_lie(family: Family) -> None:
     if family.image is None:
         pytest.skip("a text model")
-    target = wrap(family.model(), None)
+    target = family.target()
     generator = torch.Generator().manual_seed(5)
     for kinds in shown(family) * 2:
         inputs, counts = family.prompt_and_counts(generator, kinds)
@@ -216,31 +216,86 @@ def _runs(index: Tensor) -> list[int]:
     return [int((index == i).sum()) for i in range(int(index.max()) + 1)]
 
 
+def layer_inputs(family: Family, inputs: dict[str, Tensor]) -> list[Tensor]:
+    """What each decoder layer of the model's own forward is given, and what the last one gives."""
+    layers, seen = family.model().get_decoder().layers, list[Tensor]()
+
+    def enter(_: Any, args: Any, kwargs: Any) -> None:
+        seen.append(args[0] if args else kwargs["hidden_states"])
+
+    def leave(_: Any, args: Any, out: Any) -> None:
+        seen.append(out[0] if isinstance(out, tuple) else out)
+
+    hooks = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in layers]
+    hooks.append(layers[-1].register_forward_hook(leave))
+    family.model()(**inputs, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return [states[0] for states in seen]
+
+
 @every_family
 @torch.inference_mode()
 def test_features_are_the_hidden_states_of_the_layers_asked_for(family: Family) -> None:
-    target = wrap(family.model(), None)
+    target = family.target()
     asked = prompts(family, 3, seed=6)[-1]
     prompt = target.prompt(dict(asked))
-    count = target.text_config.num_hidden_layers
-    with torch.inference_mode():
-        hidden = target.model(**asked, output_hidden_states=True).hidden_states
+    layers = tuple(range(target.text_config.num_hidden_layers + 1))
+    hidden = target.model(**asked, output_hidden_states=True).hidden_states
     own = target.prefill(prompt, target.new_cache(1, 256), 0)
     torch.testing.assert_close(own.features, hidden[-1][0], rtol=0, atol=1e-9)
-    layered = target.prefill(prompt, target.new_cache(1, 256), 0, layers=(1, count))
-    first, last = layered.features.chunk(2, -1)
-    if not getattr(target.config, "vision_config", None) or not hasattr(
-        target.config.vision_config, "deepstack_visual_indexes"
-    ):
-        torch.testing.assert_close(first, hidden[1][0], rtol=0, atol=1e-9)
-    norm = target.decoder.norm if hasattr(target.decoder, "norm") else target.decoder.embedding_norm
-    torch.testing.assert_close(norm(last), own.features, rtol=0, atol=1e-9)
+    layered = target.prefill(prompt, target.new_cache(1, 256), 0, layers=layers)
+    given = torch.cat(layer_inputs(family, asked), -1)
+    torch.testing.assert_close(layered.features, given, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", DRAFTS)
+@every_family
+@torch.inference_mode()
+def test_every_kind_of_draft_reads_what_the_model_saw(family: Family, kind: str) -> None:
+    """Drafting step by step is drafting from the model's own pass over the whole text."""
+    target, said = family.target(), [7, 9, 11]
+    draft = DRAFTS[kind](target).to(target.dtype).eval()
+    layers = draft.feature_layers(target)
+    generator = torch.Generator().manual_seed(8)
+    for shows in shown(family):
+        asked, counts = family.prompt_and_counts(generator, shows)
+        prompt, cache = target.prompt(dict(asked)), target.new_cache(1, 256)
+        prefill = target.prefill(prompt, cache, 0, layers)
+        session = draft.session(target, 1, 256)
+        session.begin(0, prompt, prefill, said[0])
+        # The second child of the root is kept; of layers with a memory, the only one.
+        tokens, kept = ([7, 9], [0, 1]) if target.chains_only else ([7, 5, 9], [0, 2])
+        node = torch.arange(len(tokens))[None]
+        depth = (node > 0).long()
+        tree = Tree(torch.tensor([tokens]), depth - 1, depth, 1, torch.zeros(1, len(tokens)))
+        verified = target.verify(tree, cache, layers=layers)
+        cache.keep(0, kept)
+        session.advance([kept], [said[1:]], verified.features)
+
+        t, ids = len(prompt), torch.tensor([prompt.ids + said])
+        whole = asked | {"input_ids": ids}
+        if family.marks:
+            whole[family.marks] = torch.nn.functional.pad(asked[family.marks], (0, len(said)))
+        states = layer_inputs(family, whole)
+        last = target.model(**whole, output_hidden_states=True).hidden_states[-1][0]
+        features = torch.cat([states[i] for i in layers], -1) if layers else last
+        index = torch.full((t,), -1)
+        places = (ids[0, :t] == IMAGE) | (ids[0, :t] == VIDEO)
+        index[places] = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts).long())
+        words = target.embedding(torch.tensor(said))
+        rows = draft.read(states[0][:t], features[:t], index, words[0])
+        behind = draft.combine(words[1:], draft.fuse(features[t : t + 2]), rows.globals)
+        position = torch.cat([rows.position, torch.arange(t, t + 2)])
+        expected = draft(torch.cat([rows.hidden, behind])[None], position[None])[0, -1]
+        # Linear attention computes in float32, in one way step by step and in another at once.
+        torch.testing.assert_close(session.hidden[0], expected, rtol=1e-5, atol=1e-5)
 
 
 @every_family
 def test_the_model_stays_as_it_was(family: Family) -> None:
     model = family.model()
-    target = wrap(model, None)
+    target = family.target()
     asked = prompts(family, 5, seed=7)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     hooks = [(len(m._forward_pre_hooks), len(m._forward_hooks)) for m in model.modules()]

@@ -113,3 +113,8 @@ def test_a_clip_of_less_than_a_patch_is_shown_whole() -> None:
 
     one = SimpleNamespace(sample_frames=halves, do_sample_frames=True, fps=2)
     assert list(wanted_frames(one, facts(1), {})) == [0]
+    # Qwen's processors refuse less than one patch.
+    one.temporal_patch_size = 2
+    assert list(wanted_frames(one, facts(1), {})) == [0, 0]
+    assert list(wanted_frames(one, facts(30), {}, frames=1)) == [0, 0]
+    assert list(wanted_frames(one, facts(30), {}, frames=3)) == [0, 10, 20]

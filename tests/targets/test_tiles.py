@@ -56,7 +56,17 @@ def test_tiles_belong_together_until_the_image_is_closed() -> None:
             [START],
             ["Frame1: <img>", "</img>\nFrame2: <img>", "</img>\nFrame3: <img>", "</img>and <img>"],
         ),
-        ("smolvlm", [START, WHOLE], ["Frame from 00:00:", "\nFrame from 00:01:"] * 2),
+        (
+            "smolvlm",
+            [START, WHOLE],
+            # Clips of less than a second, and clips whose beginning is skipped.
+            [
+                "You are provided the following series of two frames\n\nFrame from 00:00:",
+                "\nFrame from 00:00:",
+                "\n\nthe following series of two frames\n\nFrame from 00:01:",
+                "\nFrame from 00:03:",
+            ],
+        ),
     ],
 )
 def test_frames_of_a_video_are_one(name: str, before: list[int], words: list[str]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from vispec.checkpoints.formats import (
     Shapes,
     decoder_config,
     empty_embedding,
+    extra_shapes,
+    facts,
     required,
     rope,
     save,
@@ -31,30 +34,30 @@ from vispec.checkpoints.formats import (
     token_tables,
 )
 from vispec.drafts.block import BlockConfig, BlockNetwork
-from vispec.errors import CheckpointError
 
+NETWORK = BlockNetwork
 _KEYS = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 
 
 def plan(config: Mapping[str, Any], shapes: Shapes, name: str) -> Plan | None:
     """How to load a block draft; None for other checkpoints."""
-    kind = speculators.kind(config)
+    algorithm = speculators.kind(config)
     has_body = {"fc.weight", "hidden_norm.weight", "layers.0.self_attn.q_norm.weight"} <= set(
         shapes
     )
-    if not has_body or kind not in (None, "dflash", "dspark"):
+    if not has_body or algorithm not in (None, "dflash", "dspark"):
         return None
     c = geometry(config, shapes, name)
     with torch.device("meta"):
         network = BlockNetwork(c, empty_embedding(shapes), name)
-    form = "dspark" if c.markov_rank or c.confidence or kind == "dspark" else "dflash"
+    form = "dspark" if c.markov_rank or c.confidence or algorithm == "dspark" else "dflash"
     return Plan(
-        form=f"speculators {form}" if kind else form,
+        form=f"speculators {form}" if algorithm else form,
         network=network,
         published={key: key for key in network.state_dict()},
-        extra=speculators.extra_shapes(c),
+        extra=extra_shapes(c),
         finish=_finish,
-        facts=speculators.facts(config),
+        facts=facts(config),
     )
 
 
@@ -77,6 +80,7 @@ def geometry(config: Mapping[str, Any], shapes: Shapes, name: str = "draft") -> 
     size, draft_vocabulary = inner["hidden_size"], stated.get("draft_vocab_size")
     confidence = shapes.get("confidence_head.proj.weight")
     layers = {key.split(".")[1] for key in shapes if key.startswith("layers.")}
+    is_dspark = rank > 0 or confidence is not None or speculators.kind(config) == "dspark"
     return BlockConfig(
         hidden_size=size,
         intermediate_size=inner["intermediate_size"],
@@ -96,7 +100,7 @@ def geometry(config: Mapping[str, Any], shapes: Shapes, name: str = "draft") -> 
         attention_bias="layers.0.self_attn.q_proj.bias" in shapes,
         output_bias="layers.0.self_attn.o_proj.bias" in shapes,
         own_head="lm_head.weight" in shapes,
-        sample_from_anchor=bool(stated.get("sample_from_anchor", rank > 0)),
+        sample_from_anchor=bool(stated.get("sample_from_anchor", is_dspark)),
         markov_rank=rank,
         markov_kind=(
             "gated"
@@ -115,29 +119,61 @@ def geometry(config: Mapping[str, Any], shapes: Shapes, name: str = "draft") -> 
     )
 
 
+def kind(network: BlockNetwork) -> str:
+    """What people call it."""
+    return "DSpark" if _heads(network.config) else "DFlash"
+
+
+def forms(network: BlockNetwork) -> tuple[str, ...]:
+    """The formats it can be written in, some of them only in part."""
+    return (
+        ("dspark", "dflash", "speculators") if _heads(network.config) else ("dflash", "speculators")
+    )
+
+
+def unsaid(network: BlockNetwork, form: str) -> list[str]:
+    """What of it a format has no word for."""
+    if form == "speculators":
+        return []
+    c, dspark = network.config, form == "dspark"
+    found = {
+        "a Markov head": not dspark and network.markov_head is not None,
+        "a confidence head": not dspark and network.confidence_head is not None,
+        "a part of the vocabulary": network.token_map is not None,
+        "a guess at the last accepted token's own row": c.sample_from_anchor and not dspark,
+        "no guess at the last accepted token's own row": dspark and not c.sample_from_anchor,
+    }
+    return [words for words, has in found.items() if has]
+
+
+def closest(network: BlockNetwork, form: str) -> tuple[BlockNetwork | None, list[str]]:
+    """It without DSpark's heads, for DFlash's format; and what was left out."""
+    heads = [name for name in ("markov_head", "confidence_head") if getattr(network, name)]
+    if form != "dflash" or not heads:
+        return None, []
+    bare = BlockNetwork(
+        replace(network.config, markov_rank=0, confidence=None), network.embed_tokens, network.name
+    )
+    own = {k: v for k, v in network.state_dict().items() if k in bare.state_dict()}
+    bare.load_state_dict(own)
+    bare.token_map = network.token_map
+    return bare.to(network.fc.weight.dtype), [f"the {' and the '.join(heads)} are left out"]
+
+
 def write(
-    network: BlockNetwork, folder: str | os.PathLike[str], form: str = "", **extra: Any
+    network: BlockNetwork, folder: str | os.PathLike[str], form: str = "dflash", **extra: Any
 ) -> None:
     """Save `config.json` and `model.safetensors`.
 
     Args:
-        network: what to save.
+        network: what to save, of which nothing is `unsaid`.
         folder: is made where it does not exist.
-        form: `"speculators"`, or else what the network's heads say: DSpark's or DFlash's own.
+        form: `"dflash"`, `"dspark"` or `"speculators"`.
         extra: further configuration entries, such as the target.
-
-    Raises:
-        CheckpointError: for what z-lab's and DeepSpec's formats cannot say.
     """
-    c, tensors = network.config, dict(network.state_dict())
+    tensors = dict(network.state_dict())
     if network.token_map is not None:
-        if form != "speculators":
-            raise CheckpointError(
-                network.name,
-                "knows a part of the vocabulary, for which this format has no word",
-                fix="Export it with --format speculators.",
-            )
-        tensors |= token_tables(network.token_map, c.vocab_size)
+        tensors |= token_tables(network.token_map, network.config.vocab_size)
     save(folder, (_speculators if form == "speculators" else _own)(network, extra), tensors)
 
 
@@ -168,7 +204,7 @@ def _speculators(network: BlockNetwork, extra: Mapping[str, Any]) -> dict[str, A
     c, heads = network.config, _heads(network.config)
     return speculators.configuration(
         "dspark" if heads else "dflash",
-        "DSparkSpeculator" if heads else "DFlashSpeculator",
+        "DSparkDraftModel" if heads else "DFlashDraftModel",
         c,
         layer_type="qwen3",
         tokens=c.block_size - (not c.sample_from_anchor),

@@ -25,6 +25,8 @@ from vispec.checkpoints.formats import (
     Shapes,
     decoder_config,
     empty_embedding,
+    extra_shapes,
+    facts,
     required,
     rope,
     save,
@@ -34,6 +36,7 @@ from vispec.checkpoints.formats import (
 from vispec.drafts.eagle3 import Eagle3Config, Eagle3Draft
 from vispec.errors import CheckpointError
 
+NETWORK = Eagle3Draft
 _KEYS = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 
 
@@ -42,23 +45,23 @@ def plan(config: Mapping[str, Any], shapes: Shapes, name: str) -> Plan | None:
     layer = next((p for p in ("midlayer.", "layers.0.") if f"{p}hidden_norm.weight" in shapes), "")
     if "fc.weight" not in shapes or not layer:
         return None
-    kind = speculators.kind(config)
-    if kind not in (None, "eagle3"):
+    algorithm = speculators.kind(config)
+    if algorithm not in (None, "eagle3"):
         return None
     c = geometry(config, shapes, name)
     with torch.device("meta"):
         draft = Eagle3Draft(c, None, empty_embedding(shapes), name)
     official = layer == "midlayer."
     return Plan(
-        form="speculators eagle3" if kind else "eagle3",
+        form="speculators eagle3" if algorithm else "eagle3",
         network=draft,
         published={
             key: key.replace("layers.0.", "midlayer.", 1) if official else key
             for key in draft.state_dict()
         },
-        extra=speculators.extra_shapes(c),
+        extra=extra_shapes(c),
         finish=_finish,
-        facts=speculators.facts(config),
+        facts=facts(config),
     )
 
 
@@ -110,39 +113,21 @@ def geometry(config: Mapping[str, Any], shapes: Shapes, name: str = "draft") -> 
     )
 
 
-def write(
-    draft: Eagle3Draft, folder: str | os.PathLike[str], form: str = "eagle3", **extra: Any
-) -> None:
-    """Save `config.json` and `model.safetensors`.
-
-    Args:
-        draft: what to save.
-        folder: is made where it does not exist.
-        form: `"eagle3"`, the official format, or `"speculators"`.
-        extra: further configuration entries, such as the target.
-
-    Raises:
-        CheckpointError: for what the official format cannot say.
-    """
-    official, c = form == "eagle3", draft.config
-    if official and (words := unsaid(c)):
-        raise CheckpointError(
-            draft.name,
-            f"has what the official EAGLE-3 format has no word for: {', '.join(words)}",
-            fix="Export it with --format speculators.",
-        )
-    tensors = {
-        key.replace("layers.0.", "midlayer.", 1) if official else key: value
-        for key, value in draft.state_dict().items()
-    }
-    if draft.token_map is not None:
-        tensors |= token_tables(draft.token_map, c.vocab_size)
-    save(folder, _official(draft, extra) if official else _speculators(draft, extra), tensors)
+def kind(draft: Eagle3Draft) -> str:
+    """What people call it."""
+    return "EAGLE-3"
 
 
-def unsaid(config: Eagle3Config) -> list[str]:
-    """What of a draft the official format cannot say, or its readers do not read."""
-    c = config
+def forms(draft: Eagle3Draft) -> tuple[str, ...]:
+    """The formats it can be written in."""
+    return "eagle3", "speculators"
+
+
+def unsaid(draft: Eagle3Draft, form: str) -> list[str]:
+    """What of it the official format cannot say, or its readers do not read."""
+    if form == "speculators":
+        return []
+    c = draft.config
     found = {
         "several decoder layers": c.num_hidden_layers > 1,
         "other than three layers read": c.fused != 3,
@@ -155,6 +140,32 @@ def unsaid(config: Eagle3Config) -> list[str]:
         "norm_output": c.norm_output,
     }
     return [words for words, has in found.items() if has]
+
+
+def closest(draft: Eagle3Draft, form: str) -> tuple[None, list[str]]:
+    """Nothing of it can be left out."""
+    return None, []
+
+
+def write(
+    draft: Eagle3Draft, folder: str | os.PathLike[str], form: str = "eagle3", **extra: Any
+) -> None:
+    """Save `config.json` and `model.safetensors`.
+
+    Args:
+        draft: what to save, of which nothing is `unsaid`.
+        folder: is made where it does not exist.
+        form: `"eagle3"`, the official format, or `"speculators"`.
+        extra: further configuration entries, such as the target.
+    """
+    official = form == "eagle3"
+    tensors = {
+        key.replace("layers.0.", "midlayer.", 1) if official else key: value
+        for key, value in draft.state_dict().items()
+    }
+    if draft.token_map is not None:
+        tensors |= token_tables(draft.token_map, draft.config.vocab_size)
+    save(folder, _official(draft, extra) if official else _speculators(draft, extra), tensors)
 
 
 def _finish(draft: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -192,7 +203,7 @@ def _speculators(draft: Eagle3Draft, extra: Mapping[str, Any]) -> dict[str, Any]
     c = draft.config
     return speculators.configuration(
         "eagle3",
-        "Eagle3Speculator",
+        "Eagle3DraftModel",
         c,
         layer_type="qwen3" if c.qk_norm else "llama",
         tokens=3,

@@ -1,8 +1,9 @@
 """What all published draft formats have in common: a configuration, tensors, and a network.
 
-A format is a file of this package. It recognises its checkpoints by their configuration and the
-shapes of their tensors, builds the network that they are weights of, and says under which names
-they publish its parameters. Checking, loading and naming what is wrong are the same for all.
+A file of this package knows the formats of one kind of network; see `registry`. It recognises its
+checkpoints by their configuration and the shapes of their tensors, builds the network that they are
+weights of, and says under which names they publish its parameters. Checking, loading and naming
+what is wrong are the same for all.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vispec.checkpoints.files import read_config, read_tensors, tensor_headers
 from vispec.errors import CheckpointError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -71,66 +71,24 @@ class Plan:
         return self.network.eval().requires_grad_(False)
 
 
-def plan(config: Mapping[str, Any], shapes: Shapes, name: str) -> Plan | None:
-    """How to load a checkpoint, None where it is no draft of a known format.
-
-    Raises:
-        CheckpointError: for a known format that says what vispec cannot do.
-    """
-    from vispec.checkpoints import block, eagle3, vispec
-
-    for file in (block, eagle3, vispec):
-        found = file.plan(config, shapes, name)
-        if found is not None:
-            return found
-    kind = config.get("speculators_model_type")
-    if kind is not None:
-        raise CheckpointError(
-            name,
-            f"is a draft of the speculators kind '{kind}', which vispec does not know",
-            fix="Known kinds are eagle3, dflash and dspark.",
-        )
-    return None
+def facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration says its draft was trained for, whichever format it is of."""
+    verifier = (config.get("speculators_config") or {}).get("verifier") or {}
+    stated = {
+        "target": config.get("target") or verifier.get("name_or_path"),
+        "tree": config.get("tree"),
+    }
+    return {key: value for key, value in stated.items() if value}
 
 
-def plan_of(
-    name: str | os.PathLike[str], label: str | None = None, *, pickled: bool = False
-) -> Plan:
-    """The plan of a folder or hub repository, from its configuration and headers alone.
-
-    Args:
-        name: where it lies.
-        label: what messages call it; `name` by default.
-        pickled: read pickled weights where there are no others.
-
-    Raises:
-        CheckpointError: if it is no draft of a known format.
-    """
-    place = os.fspath(name)
-    config = read_config(place)
-    shapes = {key: shape for key, shape, _ in tensor_headers(place, pickled=pickled)}
-    found = plan(config, shapes, label or place)
-    if found is None:
-        raise CheckpointError(
-            label or place,
-            "is not a draft of a known format",
-            fix="Known are the formats of ViSpec, EAGLE, EAGLE-3, DFlash, DSpark and speculators.",
-        )
-    return found
-
-
-def read(name: str | os.PathLike[str], *, label: str | None = None, pickled: bool = False) -> Any:
-    """Load a published draft; arguments and errors as of `plan_of`."""
-    found = plan_of(name, label, pickled=pickled)
-    return found.load(label or os.fspath(name), read_tensors(os.fspath(name), pickled=pickled))
-
-
-def from_tensors(config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> Any:
-    """Build a draft from a configuration and tensors under their published names."""
-    found = plan(config, shapes_of(tensors), name)
-    if found is None:
-        raise CheckpointError(name, "is not a draft of a known format")
-    return found.load(name, tensors)
+def extra_shapes(c: Any) -> Shapes:
+    """Of tensors that are no draft's own parameters: its vocabulary, and copies of the target's."""
+    return {
+        "d2t": (c.draft_vocab_size,),
+        "t2d": (c.vocab_size,),
+        "verifier_norm.weight": (c.hidden_size,),
+        "verifier_lm_head.weight": (c.draft_vocab_size, c.hidden_size),
+    }
 
 
 def save(

@@ -7,32 +7,12 @@ from typing import Any
 
 import torch
 
-from vispec.checkpoints.formats import Shapes, decoder_config
+from vispec.checkpoints.formats import decoder_config
 
 
 def kind(config: Mapping[str, Any]) -> str | None:
     """The algorithm that a configuration names; None where it is of another format."""
     return config.get("speculators_model_type")
-
-
-def facts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a configuration says its draft was trained for, in this or another format."""
-    verifier = (config.get("speculators_config") or {}).get("verifier") or {}
-    stated = {
-        "target": config.get("target") or verifier.get("name_or_path"),
-        "tree": config.get("tree"),
-    }
-    return {key: value for key, value in stated.items() if value}
-
-
-def extra_shapes(c: Any) -> Shapes:
-    """Of tensors that are no draft's own parameters: its vocabulary, and copies of the target's."""
-    return {
-        "d2t": (c.draft_vocab_size,),
-        "t2d": (c.vocab_size,),
-        "verifier_norm.weight": (c.hidden_size,),
-        "verifier_lm_head.weight": (c.draft_vocab_size, c.hidden_size),
-    }
 
 
 def configuration(

@@ -16,7 +16,9 @@ from transformers import AutoConfig
 from transformers.utils.hub import is_offline_mode
 
 from vispec.checkpoints.files import fetch, locate, pinned, read_config, tensor_headers
-from vispec.checkpoints.formats import plan
+from vispec.checkpoints.formats import Plan
+from vispec.checkpoints.registry import plan
+from vispec.drafts.sequential import SequentialDraft
 from vispec.errors import CheckpointError, DraftMismatchError
 from vispec.targets import FAMILIES, Target, auto_class, family
 
@@ -39,8 +41,8 @@ class Summary:
         name: as it was asked for.
         kind: `"target"`, `"draft"`, or `"unknown"`.
         form: a target's `model_type`, a draft's format.
-        trained_for: the target that a draft's configuration names.
-        supported: whether vispec can load it.
+        trained_for: the target that a draft's configuration or model card names.
+        supported: whether vispec can decode with it.
         parameters: elements of all its tensors.
         parts: parameters of each of its modules.
         weights_bytes: of the tensors as they are stored.
@@ -94,7 +96,8 @@ def summarise(
     found = plan(config, shapes, os.fspath(name))
     text = config.get("transformer_layer_config") or config.get("text_config") or config
     if found is not None:
-        form, kind, supported = found.form, "draft", True
+        form, kind = found.form, "draft"
+        supported = isinstance(found.network, SequentialDraft)
         error = found.problems(os.fspath(name), shapes)
         problems = str(error).splitlines() if error else []
         cache, context = 0, 0
@@ -113,7 +116,7 @@ def summarise(
         name=os.fspath(name),
         kind=kind,
         form=form,
-        trained_for=found.facts.get("target") if found is not None else None,
+        trained_for=_trained_for(found, place) if found is not None else None,
         supported=supported,
         parameters=total,
         parts=_parts(sizes),
@@ -206,20 +209,30 @@ def _read(place: str, pickled: bool) -> dict[str, tuple[tuple[int, ...], str]]:
 
 def licence(place: str) -> str | None:
     """The licence that a model card's header or a licence file states."""
-    card = fetch(place, "README.md")
-    if card is not None:
-        header = re.match(r"---\n(.*?)\n---", card.read_text(errors="replace"), re.DOTALL)
-        lines = header.group(1) if header else ""
-        for key in ("license_name", "license"):
-            stated = re.search(rf"^{key}:\s*(\S.*?)\s*$", lines, re.MULTILINE)
-            if stated and stated.group(1).strip("'\"") != "other":
-                return stated.group(1).strip("'\"")
+    stated = _card_entry(place, "license_name"), _card_entry(place, "license")
+    for name in stated:
+        if name and name != "other":
+            return name
     for name in LICENCE_FILES:
         file = fetch(place, name)
         if file is not None:
             words = file.read_text(errors="replace").split("\n")
             return next((line.strip(" #") for line in words if line.strip(" #")), None)
     return None
+
+
+def _trained_for(draft: Plan, place: str) -> str | None:
+    return draft.facts.get("target") or _card_entry(place, "base_model")
+
+
+def _card_entry(place: str, key: str) -> str | None:
+    """What the header of a model card states under a key; of a list, the first."""
+    card = fetch(place, "README.md")
+    header = card and re.match(r"---\n(.*?)\n---", card.read_text(errors="replace"), re.DOTALL)
+    if not header:
+        return None
+    stated = re.search(rf"^{key}:[ \t]*(?:\n\s*-\s*)?(\S.*?)\s*$", header.group(1), re.MULTILINE)
+    return stated.group(1).strip("'\"") if stated else None
 
 
 def _config(place: str) -> Any:

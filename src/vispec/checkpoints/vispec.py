@@ -20,9 +20,18 @@ import torch
 from torch import nn
 
 from vispec.adapters.query import QueryAdapter
-from vispec.checkpoints.formats import Plan, Shapes, decoder_config, required, rope, save
+from vispec.checkpoints.formats import (
+    Plan,
+    Shapes,
+    decoder_config,
+    facts,
+    required,
+    rope,
+    save,
+)
 from vispec.drafts.eagle import EagleConfig, EagleDraft
 
+NETWORK = EagleDraft
 _NEMO = {"adapter.q": "img_adaptor.query"}
 """What NeMo's names for the adapter do not have in common with ours, but for the prefix."""
 
@@ -39,16 +48,70 @@ def plan(config: Mapping[str, Any], shapes: Shapes, name: str) -> Plan | None:
         form="vispec" if draft.adapter is not None else "eagle",
         network=draft,
         published={key: _published(draft, key) for key in draft.state_dict()},
-        facts={key: config[key] for key in ("target", "tree") if key in config},
+        facts=facts(config),
     )
 
 
-def write(draft: EagleDraft, folder: str | os.PathLike[str], **extra: Any) -> None:
+def kind(draft: EagleDraft) -> str:
+    """What people call it."""
+    return "ViSpec" if draft.adapter is not None else "EAGLE"
+
+
+def forms(draft: EagleDraft) -> tuple[str, ...]:
+    """The formats it can be written in, some of them only in part."""
+    return ("vispec", "eagle") if draft.adapter is not None or _norms(draft) else ("eagle",)
+
+
+def unsaid(draft: EagleDraft, form: str) -> list[str]:
+    """What of it a format has no word for."""
+    if form == "vispec":
+        return []
+    adapter = ["a vision adapter"] if draft.adapter is not None else []
+    return adapter + _norms(draft)
+
+
+def _norms(draft: EagleDraft) -> list[str]:
+    """What NeMo's drafts have and the published code does not know."""
+    found = {
+        "a norm in its first layer": draft.config.first_norm,
+        "a norm behind its last": draft.config.final_norm,
+        "a bias behind its attention": draft.config.output_bias,
+    }
+    return [words for words, has in found.items() if has]
+
+
+def closest(draft: EagleDraft, form: str) -> tuple[EagleDraft | None, list[str]]:
+    """It without its adapter, which reads images token by token; and what was left out."""
+    c = draft.config
+    bare = EagleDraft(c, None, draft.embed_tokens, draft.name).to(draft.fc.weight.device)
+    own = {k: v for k, v in draft.state_dict().items() if k in bare.state_dict()}
+    bare.load_state_dict(own)
+    said = [
+        "the vision adapter and the global image vector are left out: far less is accepted of"
+        " answers about images"
+    ]
+    if draft.img_fc is not None:
+        # Without an image the global vector is zero: what is left of `img_fc` acts on the feature,
+        # and so does `fc` behind it. One matrix does what both did.
+        d, wide = c.hidden_size, torch.float64
+        fold = draft.fc.weight[:, d:].to(wide)
+        bare.fc.weight.data[:, d:] = fold @ draft.img_fc.weight[:, :d].to(wide)
+        if draft.img_fc.bias is not None:
+            bare.fc.bias.data += (fold @ draft.img_fc.bias.to(wide)).to(bare.fc.bias)
+        said.append("what it did to text without an image is kept, folded into fc")
+    return bare.to(draft.dtype), said
+
+
+def write(
+    draft: EagleDraft, folder: str | os.PathLike[str], form: str = "vispec", **extra: Any
+) -> None:
     """Save `config.json` and `model.safetensors`.
 
     Args:
         draft: what to save.
         folder: is made where it does not exist.
+        form: `"vispec"`, or `"eagle"` for a draft of which nothing is `unsaid` there; their files
+            are the same.
         extra: further configuration entries, such as what the draft was trained for.
     """
     c = draft.config

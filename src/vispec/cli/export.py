@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     quiet_libraries()
     from vispec.checkpoints.export import export
     from vispec.checkpoints.files import locate
-    from vispec.checkpoints.formats import plan_of, read
+    from vispec.checkpoints.registry import plan_of, read
 
     place, pickled = locate(options.draft, "draft"), options.allow_pickle
     facts = plan_of(place, options.draft, pickled=pickled).facts

@@ -56,6 +56,9 @@ def run(options: argparse.Namespace) -> int:
     summaries = [summarise(options.checkpoint, role, pickled=pickled) for role in roles]
     target = options.target or (EMBEDDED if is_pair else None)
     misfits = mismatches(options.checkpoint, target, pickled=pickled) if target else None
+    draft = summaries[-1]
+    if misfits is not None and draft.problems:
+        misfits += ["it cannot be loaded: see its problems"]
     if options.json:
         found = {"checkpoints": [summary.as_dict() for summary in summaries]}
         fit = {"target": target, "fits": not misfits, "mismatches": misfits} if target else {}
@@ -65,17 +68,30 @@ def run(options: argparse.Namespace) -> int:
     for summary in summaries:
         show(screen, summary)
     if misfits is not None:
-        screen.put(Text(verdict(options.checkpoint, target, misfits)))
+        screen.put(Text(verdict(draft, target, misfits)))
     return MISFIT if misfits else 0
 
 
-def verdict(draft: str, target: str | None, misfits: list[str]) -> str:
-    """One line, or one for everything that differs."""
-    whose = "the embedded draft" if draft == EMBEDDED else f"'{draft}'"
+def verdict(draft: Summary, target: str | None, misfits: list[str]) -> str:
+    """One line, or one for everything that differs or should be known."""
+    whose = "the embedded draft" if draft.name == EMBEDDED else f"'{draft.name}'"
     whom = "the embedded target" if target == EMBEDDED else f"'{target}'"
-    if not misfits:
-        return f"{whose} fits {whom}"
-    return "\n  ".join([f"{whose} does not fit {whom}:", *misfits])
+    if misfits:
+        return "\n  ".join([f"{whose} does not fit {whom}:", *misfits])
+    known = []
+    if target != EMBEDDED and draft.trained_for and _last(draft.trained_for) != _last(target or ""):
+        known.append(
+            f"it was trained for {draft.trained_for}; if that is another model than {whom},"
+            " the text is right all the same, but little of what is drafted is accepted"
+        )
+    if not draft.supported:
+        known.append("this version reads and checks such drafts, but cannot draft with them")
+    return "\n  ".join([f"{whose} fits {whom}" + (", but:" if known else ""), *known])
+
+
+def _last(name: str) -> str:
+    """Of a path or a hub name, without its revision."""
+    return name.rstrip("/").rpartition("/")[2].partition("@")[0].lower()
 
 
 def show(screen: Screen, summary: Summary) -> None:
@@ -95,7 +111,10 @@ def show(screen: Screen, summary: Summary) -> None:
 
 def rows(summary: Summary) -> list[tuple[str, str]]:
     """Label and value of every line."""
-    known = "" if summary.supported else " (vispec has no file for it)"
+    known = ""
+    if not summary.supported:
+        is_draft = summary.kind == "draft"
+        known = f" (vispec {'cannot draft with it yet' if is_draft else 'has no file for it'})"
     found = [
         ("checkpoint", summary.name),
         ("kind", f"{summary.kind}, {summary.form}{known}"),

@@ -186,7 +186,8 @@ class SlotCache(Cache):
         return [index in self.states for index in range(len(self.layers))]
 
     @property
-    def _slots(self) -> slice:
+    def slots(self) -> slice:
+        """Of the current window."""
         return slice(self.first, self.first + self._count)
 
     def has_previous_state(
@@ -196,22 +197,22 @@ class SlotCache(Cache):
 
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
         state = self.states[layer_idx]
-        return state.window(state_idx, self._slots) if self.has_previous_state() else None
+        return state.window(state_idx, self.slots) if self.has_previous_state() else None
 
     def update_conv_state(
         self, conv_states: Tensor, layer_idx: int, state_idx: int = 0, **options: Any
     ) -> Tensor:
         kernel, fresh = options["conv_kernel_size"], not self.has_previous_state()
-        return self.states[layer_idx].see(conv_states, state_idx, self._slots, kernel, fresh)
+        return self.states[layer_idx].see(conv_states, state_idx, self.slots, kernel, fresh)
 
     def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
         state = self.states[layer_idx]
-        return state.memory(state_idx, self._slots) if self.has_previous_state() else None
+        return state.memory(state_idx, self.slots) if self.has_previous_state() else None
 
     def update_recurrent_state(
         self, recurrent_states: Tensor, layer_idx: int, state_idx: int = 0, **options: Any
     ) -> Tensor:
-        return self.states[layer_idx].reach(recurrent_states, state_idx, self._slots)
+        return self.states[layer_idx].reach(recurrent_states, state_idx, self.slots)
 
     # --- Bookkeeping --------------------------------------------------------------------------
 

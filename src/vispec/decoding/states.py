@@ -5,12 +5,15 @@ slots' states alone until it is known how many of its tokens are kept. The windo
 is then cut from what the pass saw; a memory that went too far is made again from the slot's old
 one, by running that one layer over the inputs that it had (a *replay*).
 
-Kept tokens are the first ones of a pass: models with such layers verify chains.
+A convolution sees a few tokens back, so a tree costs it little: each node is run behind its own
+path (`PathWindows`). A memory is as large as many tokens' keys; models that have some verify
+chains, whose kept tokens are the first ones of a pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,6 +74,32 @@ class StateLayer:
         self._seen[index] = F.pad(new, (kernel, 0)) if fresh else seen
         return seen
 
+    @property
+    def kernel(self) -> int:
+        """Width of the layer's convolution, 0 where it has none."""
+        return self._windows[0].shape[-1] if self._windows else 0
+
+    def see_paths(self, paths: Tensor, depth: Tensor, index: int, slots: slice) -> Tensor:
+        """Take in a pass's inputs of a convolution, every node of a tree behind its own path.
+
+        Args:
+            paths: `[b n, channels, kernel]`, each node's ancestors and itself, itself last.
+            depth: `[b, n]` of the nodes.
+            index: which of the layer's convolutions.
+            slots: of the pass.
+
+        Returns:
+            the same, what lies before the root taken from the slots' past.
+        """
+        new = paths.unflatten(0, depth.shape)
+        kernel = new.shape[-1]
+        window = self._windows[index][slots]
+        self.see(new[..., -1].transpose(1, 2), index, slots, kernel, fresh=False)
+        back = torch.arange(kernel - 1, -1, -1, device=depth.device) - depth[..., None]
+        place = (kernel - back).clamp(max=kernel - 1)[:, :, None].expand(new.shape)
+        old = window[:, None].expand(new.shape).gather(-1, place)
+        return torch.where(back[:, :, None] > 0, old, new).flatten(0, 1)
+
     def reach(self, memory: Tensor, index: int, slots: slice) -> Tensor:
         """Take in the memory `[b, …]` that a pass ended with."""
         if index not in self._memories:
@@ -80,16 +109,16 @@ class StateLayer:
         return memory
 
     def keep(self, slot: int, nodes: Sequence[int], width: int) -> None:
-        """Let a slot have seen the first `nodes` of the last pass, which was `width` wide.
+        """Let a slot have seen `nodes` of the last pass, which was `width` wide.
 
         Raises:
-            ValueError: if the kept tokens are not the first ones.
+            ValueError: if there are memories and the kept tokens are not the first ones.
         """
-        if not self._windows and not self._memories:
-            return  # a layer that reads another's keys
         row, count = slot - self._first, len(nodes)
-        if nodes[-1] != count - 1:
-            raise ValueError(f"a state cannot keep tokens {list(nodes)}: it has seen others before")
+        if self._memories and nodes[-1] != count - 1:
+            raise ValueError(
+                f"a memory cannot keep tokens {list(nodes)}: it has seen others before"
+            )
         seen = {index: values[row] for index, values in self._seen.items()}
         if count < width and self._memories:
             if self.replay is None:
@@ -104,9 +133,38 @@ class StateLayer:
             for index, memory in self._reached.items():
                 self._memories[index][slot] = memory[row]
         for index, window in self._windows.items():
-            window[slot] = seen[index][..., count : count + window.shape[-1]]
+            kernel = window.shape[-1]
+            if nodes[-1] == count - 1:
+                window[slot] = seen[index][..., count : count + kernel]
+            else:
+                kept = torch.tensor(nodes, device=window.device) + kernel
+                past = torch.arange(kernel, device=window.device)
+                window[slot] = seen[index][..., torch.cat([past, kept])[-kernel:]]
 
     def move(self, source: int, target: int) -> None:
         """Let slot `target` take over what slot `source` holds."""
         for states in (*self._windows.values(), *self._memories.values()):
             states[target] = states[source]
+
+
+class PathWindows:
+    """The cache of a tree's pass, as a layer with a convolution is given it.
+
+    The layer is run over `[b n, kernel, d]`, a row for every node: its path, and itself last.
+
+    Args:
+        state: of the layer.
+        slots: of the pass.
+        depth: `[b, n]` of the nodes.
+    """
+
+    def __init__(self, state: StateLayer, slots: slice, depth: Tensor) -> None:
+        self.state, self.slots, self.depth = state, slots, depth
+
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> None:
+        """The rows have their past with them."""
+
+    def update_conv_state(
+        self, conv_states: Tensor, layer_idx: int, state_idx: int = 0, **options: Any
+    ) -> Tensor:
+        return self.state.see_paths(conv_states, self.depth, state_idx, self.slots)

@@ -125,6 +125,19 @@ class Tree:
         return self.token.shape[1]
 
 
+def ancestors(parent: Tensor, count: int) -> Tensor:
+    """`[b, n, count]`, the last nodes on every node's path, itself last.
+
+    Args:
+        parent: `[b, n]`, of a tree.
+        count: how many; the root stands for what there is not above it.
+    """
+    path = [torch.arange(parent.shape[1], device=parent.device).expand(parent.shape)]
+    for _ in range(count - 1):
+        path.append(parent.gather(1, path[-1]).clamp(min=0))
+    return torch.stack(path[::-1], -1)
+
+
 def ancestor_mask(parent: Tensor, max_depth: int) -> Tensor:
     """Whether column is row's ancestor or row itself.
 

@@ -7,7 +7,7 @@ A `Draft` holds weights and is shared; a `DraftSession` holds what one running b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -80,3 +80,20 @@ class DraftNoise(Protocol):
     def temperature(self) -> Tensor:
         """`[b]`, what the draft's logits are divided by before drawing."""
         ...
+
+
+def shared_misfits(draft: Any, target: Target) -> list[str]:
+    """Why a network cannot use the target's token embedding or LM head in place of its own.
+
+    Args:
+        draft: whose `embed_tokens` and `lm_head` are None where it shares the target's.
+    """
+    size, theirs = draft.config.hidden_size, target.hidden_size
+    shared = {"token embedding": draft.embed_tokens is None, "LM head": draft.lm_head is None}
+    names = " and ".join(name for name, is_shared in shared.items() if is_shared)
+    if not names or size == theirs:
+        return []
+    return [
+        f"draft of hidden size {size} shares the {names} of the target, whose hidden size is"
+        f" {theirs}"
+    ]

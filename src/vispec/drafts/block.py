@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vispec.drafts.base import shared_misfits
 from vispec.drafts.layers import Attention, Mlp, Rotary, Rotation
 from vispec.errors import DraftMismatchError
 from vispec.targets.base import Target
@@ -213,7 +214,7 @@ class BlockNetwork(nn.Module):
     def check(self, target: Target) -> None:
         """Raise `DraftMismatchError`, listing everything that does not fit `target`."""
         c, count = self.config, target.text_config.num_hidden_layers
-        problems = []
+        problems = shared_misfits(self, target)
         if c.target_hidden_size != target.hidden_size:
             problems.append(
                 f"draft reads features of size {c.target_hidden_size}, target's have"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vispec.decoding.cache import SlotCache
+from vispec.drafts.base import shared_misfits
 from vispec.drafts.layers import Attention, Mlp, Rotary, Rotation
 from vispec.drafts.sequential import SequentialDraft
 from vispec.targets.base import Target
@@ -195,12 +196,7 @@ class Eagle3Draft(SequentialDraft):
         return super().logits(hidden, self.lm_head or head)
 
     def mismatches(self, target: Target) -> list[str]:
-        c, problems = self.config, []
-        if self.embed_tokens is None and c.hidden_size != target.hidden_size:
-            problems.append(
-                f"draft of hidden size {c.hidden_size} shares the token embedding of the target,"
-                f" whose hidden size is {target.hidden_size}"
-            )
+        c, problems = self.config, shared_misfits(self, target)
         if c.target_hidden_size != target.hidden_size:
             problems.append(
                 f"draft reads features of size {c.target_hidden_size}, target's have"

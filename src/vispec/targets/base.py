@@ -30,6 +30,7 @@ from vispec.messages import Fetch, conversation
 from vispec.targets.encoding import chat_text, model_inputs
 from vispec.targets.hooks import (
     attending,
+    branched,
     decoder_inputs,
     execution_device,
     recorded,
@@ -191,8 +192,8 @@ class Target:
 
     @property
     def chains_only(self) -> bool:
-        """Whether layers carry a state along, so that only one path can be verified in a pass."""
-        return bool(_RECURRENT.intersection(self.layer_kinds))
+        """Whether layers carry a memory along, so that only one path can be verified in a pass."""
+        return "linear_attention" in self.layer_kinds
 
     @property
     def tree_attention(self) -> str | None:
@@ -366,11 +367,13 @@ class Target:
         cache.window(first, *tree.token.shape)
         place = tree.depth, tree.parent, tree.max_depth
         # What is noted by hooks is not noted by a compiled pass.
-        fast = self.compiled and not layers and not self.chains_only and not self.tree_attention
+        hooked = bool(layers) or not _RECURRENT.isdisjoint(self.layer_kinds)
+        fast = self.compiled and not hooked and not self.tree_attention
         run = self._compiled_tree_pass if fast else self._tree_pass
+        one_path = self.chains_only or tree.token.shape[1] == 1
         with (
             recorded(self.decoder, layers, cache) as found,
-            replayed(self.decoder, cache),
+            replayed(self.decoder, cache) if one_path else branched(self.decoder, cache, tree),
             attending(self.text_config, self.tree_attention),
         ):
             logits, hidden = run(tree.token, *place, cache)

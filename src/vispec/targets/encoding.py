@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from inspect import signature
 from typing import Any
 
@@ -99,6 +99,10 @@ def model_inputs(
     if videos:
         sampler = getattr(processor, "video_processor", None)
         if sampler is None:
+            parts: list[str] = getattr(type(processor), "get_attributes", list)()
+            if any("video" in part for part in parts):
+                reason = f"Hugging Face's part of '{name}' for videos needs torchvision"
+                raise VideoError("what was given", reason, "install that of your torch's build")
             raise VideoError(
                 "what was given", f"'{name}' takes no videos", "ask about single frames"
             )
@@ -123,10 +127,17 @@ def model_inputs(
             **shown,
         )
     except ValueError as error:
+        written = any(
+            text.count(token) != len(given)
+            for kind, given in (("image", images), ("video", videos))
+            if (token := getattr(processor, f"{kind}_token", None))
+        )
         raise ConversationError(
             f"the processor of '{name}' refuses what is shown ({error})",
             "write no placeholders such as <image> into the text; what is shown has its place"
-            " in the conversation's parts",
+            " in the conversation's parts"
+            if written
+            else "show it in another size or shape",
         ) from error
     return dict(inputs)
 
@@ -136,7 +147,8 @@ def wanted_frames(
 ) -> Sequence[int]:
     """Which frames of a video a family is shown.
 
-    A clip that is shorter than what is asked for is shown whole.
+    A clip that is shorter than what is asked for is shown whole, and its last frame again where
+    it has fewer than one patch.
 
     Args:
         sampler: a video processor, whose own rule goes first.
@@ -146,7 +158,7 @@ def wanted_frames(
     """
     total = facts.total_num_frames
     if frames is not None:
-        return _numbers(default_sample_indices_fn(facts, num_frames=min(frames, total)))
+        return _whole(default_sample_indices_fn(facts, num_frames=min(frames, total)), sampler)
     names = signature(sampler.sample_frames).parameters
     own = {name: getattr(sampler, name, None) for name in names}
     options = {name: value for name, value in own.items() if value is not None}
@@ -154,17 +166,21 @@ def wanted_frames(
         if not rule.keys() & options.keys():
             options |= rule
         if not options.keys() & {"num_frames", "fps"}:
-            return range(total)
+            return _whole(range(total), sampler)
     if options.get("num_frames"):
         options["num_frames"] = min(options["num_frames"], total)
     try:
-        return _numbers(sampler.sample_frames(metadata=facts, **options)) or range(total)
+        chosen = list(sampler.sample_frames(metadata=facts, **options))
     except ZeroDivisionError:  # less than the frames of one patch
-        return range(total)
+        chosen = []
+    return _whole(chosen or range(total), sampler)
 
 
-def _numbers(indices: Any) -> list[int]:
-    return [int(i) for i in indices]
+def _whole(indices: Iterable[Any], sampler: Any) -> list[int]:
+    """At least as many frames as a patch has: the last is shown again."""
+    chosen = [int(i) for i in indices]
+    lacking = (getattr(sampler, "temporal_patch_size", None) or 1) - len(chosen)
+    return chosen + chosen[-1:] * max(0, lacking)
 
 
 def _parted(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Looking into a model while it runs, and leaving no trace.
 
-Every hook notes only the pass over the one cache it is about: another thread may be running the
-same model.
+Every hook is about the pass over one cache only: another thread may be running the same model.
+`attending` alone is about the whole model, where its own attention cannot verify trees: such a
+model should run in one thread.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from vispec.decoding.cache import SlotCache
-from vispec.decoding.states import StateLayer
+from vispec.decoding.states import PathWindows, StateLayer
+from vispec.decoding.tree import Tree, ancestors
 
 
 class _Entered(Exception):  # noqa: N818 - a way out, not an error
@@ -106,8 +108,6 @@ def replayed(decoder: Any, cache: SlotCache) -> Iterator[None]:
     """Let the cache's recurrent layers run again over what the pass gives them."""
     hooks = []
     for index, state in cache.states.items():
-        layer = decoder.layers[index]
-        own = [m for m in layer.modules() if getattr(m, "layer_idx", None) == index]
 
         def look(module: nn.Module, args: Any, kwargs: Any, state: StateLayer = state) -> None:
             options = {key: value for key, value in kwargs.items() if key != "hidden_states"}
@@ -117,12 +117,48 @@ def replayed(decoder: Any, cache: SlotCache) -> Iterator[None]:
                     hidden_states=hidden[row : row + 1, :count], **options
                 )
 
+        own = _own(decoder.layers[index], index)
         hooks += [module.register_forward_pre_hook(look, with_kwargs=True) for module in own]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def branched(decoder: Any, cache: SlotCache, tree: Tree) -> Iterator[None]:
+    """Let the convolutions of a pass see every node behind its own path."""
+    shape, hooks = tree.token.shape, []
+    for index, state in cache.states.items():
+        if not state.kernel:  # it reads another layer's keys
+            continue
+        view = PathWindows(state, cache.slots, tree.depth)
+
+        def enter(_: nn.Module, args: Any, kwargs: Any, view: PathWindows = view) -> Any:
+            if kwargs.get("past_key_values") is not cache:
+                return None
+            hidden = args[0] if args else kwargs["hidden_states"]
+            rows = torch.arange(shape[0], device=hidden.device)[:, None, None]
+            paths = hidden[rows, ancestors(tree.parent, view.state.kernel)].flatten(0, 1)
+            return (), {**kwargs, "hidden_states": paths, "past_key_values": view}
+
+        def leave(_: nn.Module, args: Any, kwargs: Any, out: Any, view: PathWindows = view) -> Any:
+            return out[:, -1].unflatten(0, shape) if kwargs["past_key_values"] is view else None
+
+        for module in _own(decoder.layers[index], index):
+            hooks.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            hooks.append(module.register_forward_hook(leave, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _own(layer: nn.Module, index: int) -> list[nn.Module]:
+    """The parts of a decoder layer that use the cache."""
+    return [m for m in layer.modules() if getattr(m, "layer_idx", None) == index]
 
 
 def execution_device(layer: nn.Module) -> torch.device:

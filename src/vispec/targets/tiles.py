@@ -26,7 +26,9 @@ class SpanTarget(Target):
     """
 
     model_types: tuple[str, ...] = ("video_llava", "internvl")
-    frame = re.compile(r"\bFrame(?!1\b)\d+: ")
+    frame = re.compile(r"\bFrame\d+: ")
+    """What stands before a frame of a video, and `first` before its first alone."""
+    first = re.compile(r"\bFrame1: ")
 
     def image_index(self, inputs: Mapping[str, Any], shown: Mapping[str, Any]) -> Tensor:
         ids = inputs["input_ids"][0]
@@ -48,20 +50,23 @@ class SpanTarget(Target):
         return True
 
     def _next_frame(self, between: Sequence[int]) -> bool:
-        return self.tokenizer is not None and bool(
-            self.frame.search(self.tokenizer.decode(between))
-        )
+        if self.tokenizer is None:
+            return False
+        said = self.tokenizer.decode(between)
+        return bool(self.frame.search(said)) and not self.first.search(said)
 
 
 class GlobalTileTarget(SpanTarget):
     """Idefics3 and SmolVLM: rows of tiles, and behind them the image as a whole.
 
     The token before an image's last tile says that it is the whole; the last one of the prompt
-    shows which token that is. Frames of a video are images behind "Frame from 00:01:".
+    shows which token that is. Frames of a video are images behind "Frame from 00:01:", the first
+    also behind a sentence about "the following series of" frames.
     """
 
     model_types = ("idefics3", "smolvlm")
-    frame = re.compile(r"\bFrame from (?!00:00:)[\d:]+:")
+    frame = re.compile(r"\bFrame from [\d:]+:")
+    first = re.compile(r"\bthe following series of\b")
 
     def ends_image(self, tokens: Sequence[int], found: Sequence[Span], number: int) -> bool:
         return tokens[found[number][0] - 1] == tokens[found[-1][0] - 1]

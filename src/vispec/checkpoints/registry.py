@@ -1,0 +1,93 @@
+"""The draft formats that vispec knows, and which file of this package knows which.
+
+What each of `FILES` has:
+
+- `plan(config, shapes, name)`: how to load a checkpoint of one of its formats;
+- `NETWORK`: the class of its drafts, and `kind(draft)`: what people call one;
+- `forms(draft)`: the formats that such a draft can be written in, its own kind's first;
+- `unsaid(draft, form)`: what of it a format has no word for;
+- `closest(draft, form)`: a draft without that, and what was left out; nothing if it cannot be;
+- `write(draft, folder, form, **extra)`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+from vispec.checkpoints import block, eagle3, vispec
+from vispec.checkpoints.files import read_config, read_tensors, tensor_headers
+from vispec.checkpoints.formats import Plan, Shapes, shapes_of
+from vispec.errors import CheckpointError
+
+FILES: tuple[ModuleType, ...] = (block, eagle3, vispec)
+"""Asked in this order."""
+
+
+def file_of(draft: nn.Module) -> ModuleType | None:
+    """The file that knows a network; None for what is no draft."""
+    return next((file for file in FILES if isinstance(draft, file.NETWORK)), None)
+
+
+def plan(config: Mapping[str, Any], shapes: Shapes, name: str) -> Plan | None:
+    """How to load a checkpoint, None where it is no draft of a known format.
+
+    Raises:
+        CheckpointError: for a known format that says what vispec cannot do.
+    """
+    for file in FILES:
+        found: Plan | None = file.plan(config, shapes, name)
+        if found is not None:
+            return found
+    kind = config.get("speculators_model_type")
+    if kind is not None:
+        raise CheckpointError(
+            name,
+            f"is a draft of the speculators kind '{kind}', which vispec does not know",
+            fix="Known kinds are eagle3, dflash and dspark.",
+        )
+    return None
+
+
+def plan_of(
+    name: str | os.PathLike[str], label: str | None = None, *, pickled: bool = False
+) -> Plan:
+    """The plan of a folder or hub repository, from its configuration and headers alone.
+
+    Args:
+        name: where it lies.
+        label: what messages call it; `name` by default.
+        pickled: read pickled weights where there are no others.
+
+    Raises:
+        CheckpointError: if it is no draft of a known format.
+    """
+    place = os.fspath(name)
+    config = read_config(place)
+    shapes = {key: shape for key, shape, _ in tensor_headers(place, pickled=pickled)}
+    found = plan(config, shapes, label or place)
+    if found is None:
+        raise CheckpointError(
+            label or place,
+            "is not a draft of a known format",
+            fix="Known are the formats of ViSpec, EAGLE, EAGLE-3, DFlash, DSpark and speculators.",
+        )
+    return found
+
+
+def read(name: str | os.PathLike[str], *, label: str | None = None, pickled: bool = False) -> Any:
+    """Load a published draft; arguments and errors as of `plan_of`."""
+    found = plan_of(name, label, pickled=pickled)
+    return found.load(label or os.fspath(name), read_tensors(os.fspath(name), pickled=pickled))
+
+
+def from_tensors(config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> Any:
+    """Build a draft from a configuration and tensors under their published names."""
+    found = plan(config, shapes_of(tensors), name)
+    if found is None:
+        raise CheckpointError(name, "is not a draft of a known format")
+    return found.load(name, tensors)
