@@ -54,6 +54,13 @@ def vispec(d: int, inner: int, heads: int, kv: int, vocabulary: int, bias: bool)
     return tensors
 
 
+def eagle(d: int, inner: int, kv: int, vocabulary: int, bias: bool = True) -> Shapes:
+    """EAGLE and EAGLE-2; the later ones have no bias in `fc`."""
+    tensors: Shapes = {"embed_tokens.weight": (vocabulary, d), "fc.weight": (d, 2 * d)}
+    tensors |= {"fc.bias": (d,)} if bias else {}
+    return tensors | attention("layers.0", d, d, kv) | mlp("layers.0", d, inner)
+
+
 def eagle3(d: int, inner: int, kv: int, vocabulary: int, own: int) -> Shapes:
     return (
         attention("midlayer", d, d, kv, 2 * d)
@@ -120,6 +127,32 @@ _BLOCK = _COMMON | {
 }
 _READ = {"mask_token_id": 63, "target_layer_ids": [1, 5]}
 
+EAGLE = {
+    "Vicuna": _COMMON
+    | {
+        "architectures": ["LlamaForCausalLM"],
+        "max_position_embeddings": 2048,
+        "model_type": "llama",
+        "num_hidden_layers": 1,
+        "num_key_value_heads": 4,
+        "pad_token_id": 0,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "torch_dtype": "float16",
+        "transformers_version": "4.28.1",
+    },
+    "Llama 3": _COMMON
+    | {
+        "architectures": ["LlamaForCausalLM"],
+        "bias": False,
+        "max_position_embeddings": 8192,
+        "model_type": "llama",
+        "num_hidden_layers": 1,
+        "pretraining_tp": 1,
+        "rope_theta": 500000.0,
+        "torch_dtype": "bfloat16",
+    },
+}
 EAGLE3 = {
     "official": _EAGLE3 | {"rope_theta": 500000.0, "max_position_embeddings": 2048},
     "SpecForge, Qwen2.5-VL": _EAGLE3

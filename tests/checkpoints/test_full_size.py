@@ -18,7 +18,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from published import Shapes, dflash, eagle3, vispec
+from published import Shapes, dflash, eagle, eagle3, vispec
 from vispec.checkpoints import registry
 from vispec.errors import DraftMismatchError
 from vispec.targets import Target, auto_class, wrap
@@ -104,6 +104,20 @@ DRAFTS: dict[str, tuple[str, Any, dict[str, Any], Shapes]] = {
             "rope_theta": 5e5,
         },
         eagle3(4096, 14336, 8 * 128, 128256, 32000),
+    ),
+    "EAGLE for Llama-3-8B": (
+        "eagle",
+        LLAMA,
+        {
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "vocab_size": 128256,
+            "rope_theta": 5e5,
+            "bias": False,
+        },
+        eagle(4096, 14336, 8 * 128, 128256, bias=False),
     ),
     "DFlash for Qwen3-8B": (
         "dflash",

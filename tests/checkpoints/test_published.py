@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from published import BLOCK, EAGLE3, Shapes, dflash, eagle3
+from published import BLOCK, EAGLE, EAGLE3, Shapes, dflash, eagle, eagle3
 from vispec.checkpoints import registry
 from vispec.checkpoints.summary import mismatches, summarise
-from vispec.drafts import Eagle3Draft
+from vispec.drafts import Eagle3Draft, EagleDraft
 from vispec.drafts.block import BlockNetwork
+from vispec.errors import CheckpointError
 
 OWN = 20
 """Tokens of the reduced vocabulary."""
@@ -51,6 +52,28 @@ def target(tmp_path: Path) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(tmp_path / "target")
     return tmp_path / "target"
+
+
+@pytest.mark.parametrize("writer", EAGLE)
+def test_eagle_drafts_are_read(writer: str, tmp_path: Path, target: Path) -> None:
+    """They are pickled: read where that is insisted on, and safetensors of them always."""
+    config, bias = EAGLE[writer], writer == "Vicuna"
+    kv = 8 * config["num_key_value_heads"]
+    place = folder(tmp_path / "draft", config, eagle(32, 48, kv, 64, bias))
+    torch.save(load_file(place / "model.safetensors"), place / "pytorch_model.bin")
+    for pickled in (False, True):
+        if pickled:
+            (place / "model.safetensors").unlink()
+        found = summarise(place, pickled=pickled)
+        assert (found.kind, found.form, found.problems) == ("draft", "eagle", [])
+        assert mismatches(place, target, pickled=pickled) == []
+        draft = registry.read(place, pickled=pickled)
+        assert isinstance(draft, EagleDraft)
+        assert draft.adapter is None
+        assert draft.config.rope_theta == config.get("rope_theta", 10000.0)
+        assert (draft.fc.bias is not None) == bias
+    with pytest.raises(CheckpointError, match="--allow-pickle"):
+        registry.read(place)
 
 
 @pytest.mark.parametrize("writer", EAGLE3)

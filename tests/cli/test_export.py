@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from command_line import Pair, Run
+from vispec.checkpoints.export import export
 from vispec.checkpoints.registry import plan_of
+from vispec.drafts import Eagle3Config, Eagle3Draft
 
 
 def test_a_draft_is_written_in_the_format_asked_for(run: Run, pair: Pair, tmp_path: Path) -> None:
@@ -15,6 +18,18 @@ def test_a_draft_is_written_in_the_format_asked_for(run: Run, pair: Pair, tmp_pa
     plan = plan_of(tmp_path / "out")
     assert plan.form == "vispec"
     assert plan.facts["target"] == "me/target"
+
+
+def test_speculators_are_told_whose_draft_it_is(run: Run, pair: Pair, tmp_path: Path) -> None:
+    config = Eagle3Config(pair.hidden, 64, 4, 2, pair.vocabulary, pair.vocabulary)
+    export(Eagle3Draft(config), tmp_path / "draft", "eagle3")
+    command = ("export", tmp_path / "draft", tmp_path / "out", "--format", "speculators")
+    assert "--target" in run(*command).err
+    for target, classes in ((pair.target, ["LlavaForConditionalGeneration"]), ("some/where", [])):
+        assert run(*command, "--target", target).code == 0
+        written = json.loads((tmp_path / "out" / "config.json").read_text())
+        verifier = written["speculators_config"]["verifier"]
+        assert verifier == {"name_or_path": str(target), "architectures": classes}
 
 
 def test_what_is_left_out_is_said(run: Run, pair: Pair, tmp_path: Path) -> None:

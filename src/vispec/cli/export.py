@@ -59,11 +59,24 @@ def run(options: argparse.Namespace) -> int:
     facts = plan_of(place, options.draft, pickled=pickled).facts
     draft = read(place, label=options.draft, pickled=pickled)
     extra = {**facts, **({"target": options.target} if options.target else {})}
-    if options.format == "speculators" and "target" not in extra:
-        raise VispecError("the speculators format names the draft's target: give --target")
+    if options.format == "speculators":
+        if "target" not in extra:
+            raise VispecError("the speculators format names the draft's target: give --target")
+        extra["target_architectures"] = architectures(extra["target"])
     left = export(draft, options.folder, options.format, closest=options.closest, **extra)
     screen = Screen()
     screen.put(Text(f"wrote {options.folder} in the {options.format} format"))
     for sentence in left:
         screen.put(Text(f"  {sentence}"))
     return 0
+
+
+def architectures(target: str) -> list[str]:
+    """The classes that a target's configuration names; none where it is out of reach."""
+    from vispec.checkpoints.files import locate, read_config
+    from vispec.errors import CheckpointError
+
+    try:
+        return list(read_config(locate(target)).get("architectures") or ())
+    except CheckpointError:
+        return []
