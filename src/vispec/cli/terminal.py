@@ -5,6 +5,7 @@ On a terminal this is rich; in a pipe it is the bare text without a single escap
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -95,10 +96,13 @@ def _colour(image: Image.Image, x: int, y: int) -> str:
 
 def quiet_libraries() -> None:
     """Keep the libraries' progress bars and advice off the screen."""
-    from transformers.utils import logging
+    # transformers imports torchao where it is installed, which tells what of it fits no processor.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 def warn(text: str) -> None:
