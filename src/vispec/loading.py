@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
@@ -17,6 +16,7 @@ from vispec.checkpoints.files import (
     locate,
     pinned,
     read_config,
+    read_object,
     read_tensors,
     tensor_headers,
 )
@@ -51,8 +51,8 @@ def load(
     """Load a target and its draft.
 
     Args:
-        target: `"embedded"`, a folder, a hub name (`name@revision` pins one), or a loaded Hugging
-            Face model.
+        target: `"embedded"`, a folder, a hub name (`name@revision` pins one), either of a model or
+            of a PEFT adapter that names its base, or a loaded Hugging Face or PEFT model.
         draft: `"embedded"`, a folder, a hub name, a draft object, or None for plain decoding. With
             the embedded target, `"embedded"` is its draft.
         processor: of a model that is already loaded.
@@ -120,12 +120,10 @@ def load_target(
     for option, instead in _ELSEWHERE.items():
         if option in model_options:
             raise CheckpointError(os.fspath(target), f"is not loaded with {option}=", fix=instead)
-    if (adapter := fetch(name, "adapter_config.json")) and not fetch(name, "config.json"):
-        if not (pickled or fetch(name, "adapter_model.safetensors")):
-            raise CheckpointError(name, "has no weights", missing=["adapter_model.safetensors"])
-        base = json.loads(adapter.read_text()).get("base_model_name_or_path")
-        whole = load_target(base, processor, dtype, device, pickled=pickled, **model_options)
-        return _adapted(whole, name)
+    if not fetch(name, "config.json") and (adapter := fetch(name, "adapter_config.json")):
+        base = read_object(name, adapter).get("base_model_name_or_path")
+        whole = load_target(base or "", processor, dtype, device, pickled=pickled, **model_options)
+        return _adapted(whole, name, pickled)
     model_type = read_config(name).get("model_type") or ""
     kind = family(model_type, os.fspath(target))
     options = {"attn_implementation": "sdpa"} | model_options
@@ -176,8 +174,10 @@ _ELSEWHERE = {
 """Options of `from_pretrained` that configurations, headers and drafts are fetched without."""
 
 
-def _adapted(base: Target, name: str) -> Target:
+def _adapted(base: Target, name: str, pickled: bool) -> Target:
     """A target with a PEFT adapter, which lies in a folder or repository of its own."""
+    if not (pickled or fetch(name, "adapter_model.safetensors")):
+        raise CheckpointError(name, "has no weights", missing=["adapter_model.safetensors"])
     repository, revision = pinned(name)
     source = {"revision": revision} if revision else {}
     try:

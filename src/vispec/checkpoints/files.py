@@ -97,10 +97,15 @@ def read_config(name: str) -> dict[str, Any]:
         if not Path(name).is_dir():  # offline, the hub is not even asked
             raise CheckpointError.unavailable(name, ["config.json"])
         raise CheckpointError(name, "has no configuration", missing=["config.json"])
-    return _read_object(name, path)
+    return read_object(name, path)
 
 
-def _read_object(name: str, path: Path) -> dict[str, Any]:
+def read_object(name: str, path: Path) -> dict[str, Any]:
+    """What a JSON file of the checkpoint `name` holds.
+
+    Raises:
+        CheckpointError: if it is not JSON, or no object.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not JSON, or not UTF-8
@@ -158,7 +163,7 @@ def _sharded(name: str, file: str) -> list[Path] | None:
     index = fetch(name, f"{file}.index.json")
     if index is None:
         return None
-    weight_map = _read_object(name, index).get("weight_map")
+    weight_map = read_object(name, index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(name, f"has a {index.name} without a weight_map")
     shards = sorted(set(map(str, weight_map.values())))
