@@ -105,8 +105,9 @@ def conditions(result: dict[str, Any]) -> str:
 
     before = sum(mean(f"{stage}_ms") for stage in ("encode", "vision", "prefill", "read"))
     cycles = ", ".join(f"{TASKS[r['task']]} {r['cycles_vs_same_mode']:.2f}x" for r in ours)
-    reached = [
-        f"{goal}x over {name} by {_tasks(r for r in ours if r[key] >= goal)}"
+    aims = [
+        f"{goal}x over {name} (reached: {_tasks(r for r in ours if r[key] >= goal)}; not reached: "
+        f"{_tasks(r for r in ours if r[key] < goal)})"
         for name, key, goal in (
             ("`generate`", "speedup_vs_generate", 3.22),
             ("the fastest plain way", "speedup_vs_fastest_plain", 1.8),
@@ -115,14 +116,15 @@ def conditions(result: dict[str, Any]) -> str:
     return (
         "Tokens a second over whole answers, from the decoded picture to the text, one request at "
         f"a time: {ours[0]['items']} held-out items a task, {ours[0]['repeats']} rounds in which "
-        f"the methods take turns, on {len(days)} day{'s' * (len(days) > 1)}; medians, and in "
-        "brackets where 95 % of draws of as many other items would lie. The rounds' own speedups "
+        f"the methods take turns, on {len(days)} day{'s' * (len(days) > 1)}; medians (of speedups, "
+        "of each round's own), and in brackets where 95 % of draws of as many other items would "
+        "lie. The rounds' own speedups "
         f"differ by up to {spread:.0%}. {all_of('threads')} threads of {all_of('processor')} "
         f"({all_of('cores')} cores, {', '.join(machines[0]['flags'])}), {result['dtype']}, torch "
         f"{all_of('torch')}, transformers {all_of('transformers')}"
         + (f", {', '.join(sorted(settings))}" if settings else "")
         + ". At temperature 1 methods say different texts, of different lengths.\n\n"
-        f"At temperature 0 the aims were, and were reached for: {'; '.join(reached)}. Of an "
+        f"At temperature 0 the aims were {' and '.join(aims)}. Of an "
         f"answer, {before:.0f} ms pass before its first cycle (image processor "
         f"{mean('encode_ms'):.0f}, vision {mean('vision_ms'):.0f}, prefill "
         f"{mean('prefill_ms'):.0f}, the draft's reading {mean('read_ms'):.0f}), which no draft "
