@@ -14,7 +14,7 @@ help:  ## show this list
 demo: $(STAMP)  ## set up, then watch the embedded pair describe a photograph
 	@$(BIN)/vispec demo
 
-test: lint  ## set up, then lint, check types and run every test
+test: lint $(VENV)/.quantised  ## set up, then lint, check types and run every test
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 	$(BIN)/python -m pytest -n 2 -m slow
 
@@ -51,6 +51,12 @@ $(STAMP): pyproject.toml constraints.txt
 	  rm -rf $(VENV); exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  -c constraints.txt -e '.[dev,train,video]'
+	@touch $@
+
+# For its tests alone: where torchao is installed, importing transformers prints its warnings.
+$(VENV)/.quantised: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt -e '.[quantised]'
 	@touch $@
 
 clean:  ## remove the environment and every cache

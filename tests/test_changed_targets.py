@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from torchao.quantization import Int8WeightOnlyConfig
 from transformers import LlamaForCausalLM, TorchAoConfig
 
 import talking
@@ -93,9 +92,10 @@ def test_learned_prompts_are_refused() -> None:
 
 
 def test_a_quantised_model_is_loaded_and_says_its_own_text(tmp_path: Path) -> None:
+    quantization = pytest.importorskip("torchao.quantization")
     folder = talking.save(tmp_path)
     quantised = TorchAoConfig(
-        Int8WeightOnlyConfig(), modules_to_not_convert=["lm_head", "vision_tower"]
+        quantization.Int8WeightOnlyConfig(), modules_to_not_convert=["lm_head", "vision_tower"]
     )
     engine = vispec.load(
         folder, tiny.draft(torch.float32), dtype=torch.float32, quantization_config=quantised
