@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache as cache_results
 from typing import Any
 
 import torch
@@ -130,6 +131,12 @@ def replayed(decoder: Any, cache: SlotCache) -> Iterator[None]:
 def branched(decoder: Any, cache: SlotCache, tree: Tree) -> Iterator[None]:
     """Let the convolutions of a pass see every node behind its own path."""
     shape, hooks = tree.token.shape, []
+
+    @cache_results
+    def paths(kernel: int) -> tuple[Tensor, Tensor]:
+        rows = torch.arange(shape[0], device=tree.parent.device)[:, None, None]
+        return rows, ancestors(tree.parent, kernel)
+
     for index, state in cache.states.items():
         if not state.kernel:  # it reads another layer's keys
             continue
@@ -139,9 +146,8 @@ def branched(decoder: Any, cache: SlotCache, tree: Tree) -> Iterator[None]:
             if kwargs.get("past_key_values") is not cache:
                 return None
             hidden = args[0] if args else kwargs["hidden_states"]
-            rows = torch.arange(shape[0], device=hidden.device)[:, None, None]
-            paths = hidden[rows, ancestors(tree.parent, view.state.kernel)].flatten(0, 1)
-            return (), {**kwargs, "hidden_states": paths, "past_key_values": view}
+            behind = hidden[paths(view.state.kernel)].flatten(0, 1)
+            return (), {**kwargs, "hidden_states": behind, "past_key_values": view}
 
         def leave(_: nn.Module, args: Any, kwargs: Any, out: Any, view: PathWindows = view) -> Any:
             return out[:, -1].unflatten(0, shape) if kwargs["past_key_values"] is view else None
