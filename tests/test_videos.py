@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,23 @@ def test_the_choice_is_made_from_the_videos_facts(file: Path) -> None:
     assert facts.fps == pytest.approx(6)
     assert facts.duration == pytest.approx(2)
     assert (facts.height, facts.width) == (48, 64)
+
+
+def test_the_rate_is_that_of_the_frames_and_not_of_the_header(tmp_path: Path) -> None:
+    """How long the last frame stays is often cut short; the header counts it, we do not."""
+    path = tmp_path / "short.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for index in (0, 6, 12):  # five a second, the last for a thirtieth
+            frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, 30)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    seen = []
+    load_video(path, lambda facts: seen.append(facts) or [0])
+    assert seen[0].fps == pytest.approx(5)
+    assert seen[0].duration == pytest.approx(0.6)
 
 
 def test_frames_beyond_the_end_are_the_last(file: Path) -> None:

@@ -84,12 +84,12 @@ def _decode(source: Any, name: str, choose: Choose, max_pixels: int) -> Video:
             if not container.streams.video:
                 raise VideoError(name, "it has no video in it", "give a video file")
             stream = container.streams.video[0]
-            rate = float(stream.average_rate or stream.guessed_rate or 24)
             # What the container claims is often wrong: a video ends where no more frames come.
-            count = sum(1 for _ in container.decode(stream))
-            if not count:
+            shown = [frame.time for frame in container.decode(stream)]
+            if not shown:
                 raise VideoError(name, "it has no frames", "give a video with some")
-            facts = _facts(count, rate, stream.height, stream.width)
+            rate = _rate(shown) or float(stream.average_rate or stream.guessed_rate or 24)
+            facts = _facts(len(shown), rate, stream.height, stream.width)
             wanted = _wanted(choose, facts)
             if len(wanted) * stream.height * stream.width > max_pixels:
                 raise VideoError(
@@ -110,6 +110,17 @@ def _decode(source: Any, name: str, choose: Choose, max_pixels: int) -> Video:
             name, f"it cannot be decoded ({error})", "give an MP4, WebM, MKV, MOV or GIF file"
         ) from error
     return Video(np.stack([frames[index] for index in wanted]), facts)
+
+
+def _rate(shown: Sequence[float | None]) -> float | None:
+    """Frames a second, by when each is shown; None where that is not said.
+
+    What the header says also counts how long the last frame stays, which may be cut short.
+    """
+    times = [float(time) for time in shown if time is not None]
+    if len(times) < max(len(shown), 2) or max(times) == min(times):
+        return None
+    return (len(times) - 1) / (max(times) - min(times))
 
 
 def _again(source: Any) -> Any:
