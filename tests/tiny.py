@@ -69,7 +69,9 @@ def llava(
 
 @functools.cache
 def target(dtype: torch.dtype = torch.float64, seed: int = 0) -> Target:
-    return wrap(llava(dtype, seed), None)
+    # Whoever asks first may do so in inference mode; what that makes, no one else can train with.
+    with torch.inference_mode(False):
+        return wrap(llava(dtype, seed), None)
 
 
 def draft(dtype: torch.dtype = torch.float64, seed: int = 1, queries: int | None = 3) -> EagleDraft:
