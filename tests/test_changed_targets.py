@@ -105,3 +105,15 @@ def test_a_quantised_model_is_loaded_and_says_its_own_text(tmp_path: Path) -> No
     own = [expected(engine.target.model, question) for question in QUESTIONS]
     assert answers(engine) == own
     assert answers(engine, speculate=False) == own
+
+
+@pytest.mark.slow
+def test_a_model_that_attends_by_flex_attention_says_its_own_text() -> None:
+    """It is compiled for every shape it meets, and knows no float64 on processors."""
+    model = tiny.llava(torch.float32, attention="flex_attention")
+    draft = tiny.draft(torch.float32)
+    engine = vispec.load(model, draft, processor=talking.processor(), tree=SHAPE)
+    assert engine.target.tree_attention == "sdpa"
+    own = [expected(model, question) for question in QUESTIONS]
+    assert answers(engine) == own
+    assert answers(engine, speculate=False) == own
