@@ -11,7 +11,7 @@ only its decoding loop is another one. Two of its arguments never reach such a l
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -60,10 +60,11 @@ def speculative(
     Returns:
         what to pass as `custom_generate`.
     """
-    loaded: dict[int, tuple[Target, Draft | None, TreeShape, Watch]] = {}
+    loaded: dict[Hashable, tuple[Target, Draft | None, TreeShape, Watch]] = {}
 
     def prepare(model: PreTrainedModel) -> tuple[Target, Draft | None, TreeShape, Watch]:
-        if id(model) not in loaded:
+        key = id(model), model.dtype, model.device
+        if key not in loaded:
             target = wrap(model, None)
             advice, proposer = None, draft
             if isinstance(draft, str | os.PathLike):
@@ -72,8 +73,8 @@ def speculative(
                 draft.check(target)
             assert not isinstance(proposer, str | os.PathLike)
             shape = tree or advice or TreeShape()
-            loaded[id(model)] = target, proposer, shape, Watch(proposer, target)
-        return loaded[id(model)]
+            loaded[key] = target, proposer, shape, Watch(proposer, target)
+        return loaded[key]
 
     def decode(
         model: PreTrainedModel,

@@ -12,13 +12,14 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import is_torchvision_available
 
 from vispec.checkpoints.files import (
-    fetch,
+    base_of_adapter,
+    exists,
     locate,
     pinned,
     read_config,
-    read_object,
     read_tensors,
     tensor_headers,
+    unweighted,
 )
 from vispec.checkpoints.formats import Plan
 from vispec.checkpoints.registry import plan, plan_of
@@ -105,12 +106,8 @@ def load_target(
         return target
     adapters = getattr(target, "peft_config", None)
     if adapters and hasattr(target, "get_base_model"):  # a PEFT model, which acts inside its base
-        if any(getattr(c, "is_prompt_learning", False) for c in adapters.values()):
-            raise CheckpointError(
-                "the PEFT model given",
-                "learns prompts, which act outside the model",
-                fix="Only adapters that change the model itself, such as LoRA, can be a target.",
-            )
+        for config in adapters.values():
+            _refuse_learned_prompts("the PEFT model given", config)
         target = target.get_base_model()
     if isinstance(target, PreTrainedModel):
         if processor is None:
@@ -120,9 +117,9 @@ def load_target(
     for option, instead in _ELSEWHERE.items():
         if option in model_options:
             raise CheckpointError(os.fspath(target), f"is not loaded with {option}=", fix=instead)
-    if not fetch(name, "config.json") and (adapter := fetch(name, "adapter_config.json")):
-        base = read_object(name, adapter).get("base_model_name_or_path")
-        whole = load_target(base or "", processor, dtype, device, pickled=pickled, **model_options)
+    base = base_of_adapter(name)
+    if base is not None:
+        whole = load_target(base, processor, dtype, device, pickled=pickled, **model_options)
         return _adapted(whole, name, pickled)
     model_type = read_config(name).get("model_type") or ""
     kind = family(model_type, os.fspath(target))
@@ -170,21 +167,45 @@ _ELSEWHERE = {
     "token": "Log in with `hf auth login`, or set HF_TOKEN.",
     "cache_dir": "Set HF_HUB_CACHE.",
     "subfolder": "Download the folder and give its path.",
+    "use_safetensors": "Pickled weights are read with allow_pickle=True.",
+    "ignore_mismatched_sizes": "A model whose weights are not all its own is not what it says.",
+    "output_loading_info": "What is missing is an error.",
 }
 """Options of `from_pretrained` that configurations, headers and drafts are fetched without."""
 
 
 def _adapted(base: Target, name: str, pickled: bool) -> Target:
     """A target with a PEFT adapter, which lies in a folder or repository of its own."""
-    if not (pickled or fetch(name, "adapter_model.safetensors")):
-        raise CheckpointError(name, "has no weights", missing=["adapter_model.safetensors"])
+    weights, old = "adapter_model.safetensors", "adapter_model.bin"
+    if not exists(name, weights) and not (pickled and exists(name, old)):
+        raise unweighted(name, weights, [old] if exists(name, old) else [])
     repository, revision = pinned(name)
     source = {"revision": revision} if revision else {}
     try:
-        base.model.load_adapter(repository, **source)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        import peft
+
+        config = peft.PeftConfig.from_pretrained(repository, **source)
+        _refuse_learned_prompts(name, config)
+        model = peft.PeftModel(base.model, config)
+        found = model.load_adapter(repository, "default", **source)
+    except ImportError as error:
+        raise CheckpointError(name, "is a PEFT adapter", fix="pip install peft") from error
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(name, f"could not be put into '{base.name}': {error}") from error
-    return wrap(base.model.eval(), base.processor, name)
+    if found.missing_keys or found.unexpected_keys:
+        raise CheckpointError(name, missing=found.missing_keys, unexpected=found.unexpected_keys)
+    return wrap(model.get_base_model().eval(), base.processor, name)
+
+
+def _refuse_learned_prompts(name: str, config: Any) -> None:
+    if getattr(config, "is_prompt_learning", False):
+        raise CheckpointError(
+            name,
+            "learns prompts, which act outside the model",
+            fix="Only adapters that change the model itself, such as LoRA, can be a target.",
+        )
 
 
 def _processor(name: str, model_type: str, **options: Any) -> Any:
@@ -290,6 +311,8 @@ def share_embedding(draft: SequentialDraft, target: Target) -> None:
     if own is None:
         return
     theirs: torch.Tensor = target.embedding.weight  # type: ignore[assignment]
+    if theirs.is_meta:  # offloaded
+        return
     if own.weight.shape == theirs.shape and torch.allclose(
         own.weight.to(theirs), theirs, rtol=1e-2, atol=1e-3
     ):

@@ -130,6 +130,8 @@ def _part(
     if not isinstance(part, Mapping):
         raise ConversationError(f"{where} is a {type(part).__name__}", "give a text or an object")
     kind = part.get("type")
+    if not isinstance(kind, str):
+        raise ConversationError(f"{where} has the type {kind!r}", "give a text")
     if kind in _TEXT:
         if not isinstance(part.get("text"), str):
             raise ConversationError(f"{where} has no text", "give its 'text'")
@@ -148,26 +150,31 @@ def _source(part: Mapping[str, Any], kind: str, shows: str) -> Any:
     value = part.get(kind) if part.get(kind) is not None else part.get(shows)
     if value is None and kind.startswith("input_"):
         value = part.get(f"{shows}_url")
-    if isinstance(value, Mapping):
-        value = next((value[key] for key in _KEYS if value.get(key) is not None), None)
-    if value is None:
-        given = next((key for key in _KEYS if part.get(key) is not None), None)
-        if given == "base64":
-            return f"data:;base64,{part['base64']}"
-        value = part[given] if given else None
+    if value is None or isinstance(value, Mapping):
+        said = part if value is None else value
+        given = next((key for key in _KEYS if said.get(key) is not None), None)
+        value = said[given] if given else None
+        if given == "base64" and isinstance(value, str) and not is_address(value):
+            return f"data:;base64,{value}"
     return value
 
 
 def is_address(source: str) -> bool:
     """Whether a text is an address rather than a path."""
-    return re.match(r"data:|[a-zA-Z][a-zA-Z0-9+.-]+://", source) is not None
+    return re.match(r"data:|[a-z][a-z0-9+.-]+://", source, re.IGNORECASE) is not None
 
 
 def _resolved(source: Any, where: str, shows: str, fetch: Fetch | None) -> Any:
     """A source that needs no network: addresses are fetched, data addresses decoded."""
     if not isinstance(source, str) or not is_address(source):
         return source
-    address = urlsplit(source)
+    try:
+        address = urlsplit(source)
+    except ValueError as error:
+        raise ConversationError(
+            f"{where} has the address {source[:100]!r}, which is none ({error})",
+            "give a path, a data: address, or http(s)",
+        ) from error
     if address.scheme == "data":
         return _data(source, where)
     if address.scheme == "file":
@@ -188,8 +195,8 @@ def _resolved(source: Any, where: str, shows: str, fetch: Fetch | None) -> Any:
 def _data(source: str, where: str) -> bytes:
     head, _, body = source.partition(",")
     try:
-        if head.endswith(";base64"):
-            return base64.b64decode(body, validate=True)
+        if head.lower().endswith(";base64"):
+            return base64.b64decode("".join(body.split()), validate=True)
         return unquote(body).encode("latin-1")
     except (binascii.Error, UnicodeEncodeError) as error:
         raise ConversationError(
@@ -213,9 +220,12 @@ class Fetcher:
         self.hosts, self.max_bytes, self.timeout = tuple(hosts), max_bytes, timeout
 
     def allows(self, host: str | None) -> bool:
-        return host is not None and any(
+        if host is None:
+            return False
+        host, known = host.lower(), [allowed.lower() for allowed in self.hosts]
+        return any(
             host == allowed or (allowed.startswith("*.") and host.endswith(allowed[1:]))
-            for allowed in self.hosts
+            for allowed in known
         )
 
     def __call__(self, address: str) -> bytes:

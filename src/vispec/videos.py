@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,10 @@ def _decode(source: Any, name: str, choose: Choose, max_pixels: int) -> Video:
                 raise VideoError(name, "it has no video in it", "give a video file")
             stream = container.streams.video[0]
             # What the container claims is often wrong: a video ends where no more frames come.
-            shown = [frame.time for frame in container.decode(stream)]
+            shown = [
+                None if frame.pts is None else frame.pts * Fraction(frame.time_base)
+                for frame in container.decode(stream)
+            ]
             if not shown:
                 raise VideoError(name, "it has no frames", "give a video with some")
             rate = _rate(shown) or float(stream.average_rate or stream.guessed_rate or 24)
@@ -102,7 +106,9 @@ def _decode(source: Any, name: str, choose: Choose, max_pixels: int) -> Video:
             frames, needed = {}, set(wanted)
             for index, frame in enumerate(container.decode(video=0)):
                 if index in needed:
-                    frames[index] = frame.to_ndarray(format="rgb24")
+                    # A stream may change its size on the way.
+                    size = {"width": facts.width, "height": facts.height}
+                    frames[index] = frame.reformat(format="rgb24", **size).to_ndarray()
     except VideoError:
         raise
     except (av.error.FFmpegError, OSError, ValueError) as error:
@@ -112,15 +118,18 @@ def _decode(source: Any, name: str, choose: Choose, max_pixels: int) -> Video:
     return Video(np.stack([frames[index] for index in wanted]), facts)
 
 
-def _rate(shown: Sequence[float | None]) -> float | None:
+def _rate(shown: Sequence[Fraction | None]) -> float | None:
     """Frames a second, by when each is shown; None where that is not said.
 
-    What the header says also counts how long the last frame stays, which may be cut short.
+    The last one counts as long as the mean of the others: what the header says of it may be cut
+    short.
     """
-    times = [float(time) for time in shown if time is not None]
+    times = [time for time in shown if time is not None]
     if len(times) < max(len(shown), 2) or max(times) == min(times):
         return None
-    return (len(times) - 1) / (max(times) - min(times))
+    first, last = min(times), max(times)
+    end = last + (last - first) / (len(times) - 1)
+    return len(times) / (float(end) - float(first))
 
 
 def _again(source: Any) -> Any:

@@ -27,6 +27,7 @@ from vispec.checkpoints.formats import (
     empty_embedding,
     extra_shapes,
     facts,
+    positive,
     required,
     rope,
     save,
@@ -49,7 +50,7 @@ def plan(config: Mapping[str, Any], shapes: Shapes, name: str) -> Plan | None:
         return None
     c = geometry(config, shapes, name)
     with torch.device("meta"):
-        network = BlockNetwork(c, empty_embedding(shapes), name)
+        network = BlockNetwork(c, empty_embedding(shapes, c), name)
     form = "dspark" if c.markov_rank or c.confidence or algorithm == "dspark" else "dflash"
     return Plan(
         form=f"speculators {form}" if algorithm else form,
@@ -58,6 +59,7 @@ def plan(config: Mapping[str, Any], shapes: Shapes, name: str) -> Plan | None:
         extra=extra_shapes(c),
         finish=_finish,
         facts=facts(config),
+        required=["d2t"] if c.draft_vocab_size != c.vocab_size else [],
     )
 
 
@@ -77,7 +79,7 @@ def geometry(config: Mapping[str, Any], shapes: Shapes, name: str = "draft") -> 
     ids = [int(i) for i in stated[read]]
     heads = inner["num_attention_heads"]
     rank = shapes.get("markov_head.markov_w1.weight", (0, 0))[1]
-    size, draft_vocabulary = inner["hidden_size"], stated.get("draft_vocab_size")
+    size, known = inner["hidden_size"], stated.get("draft_vocab_size") or inner["vocab_size"]
     confidence = shapes.get("confidence_head.proj.weight")
     layers = {key.split(".")[1] for key in shapes if key.startswith("layers.")}
     is_dspark = rank > 0 or confidence is not None or speculators.kind(config) == "dspark"
@@ -87,8 +89,8 @@ def geometry(config: Mapping[str, Any], shapes: Shapes, name: str = "draft") -> 
         num_attention_heads=heads,
         num_key_value_heads=inner.get("num_key_value_heads") or heads,
         vocab_size=inner["vocab_size"],
-        draft_vocab_size=draft_vocabulary or inner["vocab_size"],
-        block_size=stated["block_size"],
+        draft_vocab_size=known,
+        block_size=positive(stated, "block_size", name),
         mask_token_id=stated["mask_token_id"],
         aux_layers=tuple(ids if direct else [i + 1 for i in ids]),
         num_hidden_layers=len(layers),
@@ -99,7 +101,8 @@ def geometry(config: Mapping[str, Any], shapes: Shapes, name: str = "draft") -> 
         target_layers=stated.get("num_target_layers") or 0,
         attention_bias="layers.0.self_attn.q_proj.bias" in shapes,
         output_bias="layers.0.self_attn.o_proj.bias" in shapes,
-        own_head="lm_head.weight" in shapes,
+        # Of a part of the vocabulary the target has no head.
+        own_head="lm_head.weight" in shapes or known != inner["vocab_size"],
         sample_from_anchor=bool(stated.get("sample_from_anchor", is_dspark)),
         markov_rank=rank,
         markov_kind=(
@@ -212,6 +215,7 @@ def _speculators(network: BlockNetwork, extra: Mapping[str, Any]) -> dict[str, A
         own={
             "aux_hidden_state_layer_ids": list(c.aux_layers),
             "sample_from_anchor": c.sample_from_anchor,
+            **({"num_target_layers": c.target_layers} if c.target_layers else {}),
             "block_size": c.block_size,
             "mask_token_id": c.mask_token_id,
             **heads,
@@ -235,5 +239,4 @@ def _heads(c: BlockConfig) -> dict[str, Any]:
 def _finish(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     assert isinstance(network, BlockNetwork)
     c = network.config
-    needed = ("d2t", "lm_head.weight")
-    network.token_map = token_map(tensors, c.draft_vocab_size, c.vocab_size, network.name, needed)
+    network.token_map = token_map(tensors, c.draft_vocab_size, c.vocab_size, network.name)

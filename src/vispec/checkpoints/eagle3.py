@@ -50,7 +50,7 @@ def plan(config: Mapping[str, Any], shapes: Shapes, name: str) -> Plan | None:
         return None
     c = geometry(config, shapes, name)
     with torch.device("meta"):
-        draft = Eagle3Draft(c, None, empty_embedding(shapes), name)
+        draft = Eagle3Draft(c, None, empty_embedding(shapes, c), name)
     official = layer == "midlayer."
     return Plan(
         form="speculators eagle3" if algorithm else "eagle3",
@@ -62,6 +62,7 @@ def plan(config: Mapping[str, Any], shapes: Shapes, name: str) -> Plan | None:
         extra=extra_shapes(c),
         finish=_finish,
         facts=facts(config),
+        required=["d2t"] if c.draft_vocab_size != c.vocab_size else [],
     )
 
 
@@ -83,6 +84,7 @@ def geometry(config: Mapping[str, Any], shapes: Shapes, name: str = "draft") -> 
     own = config.get("eagle_aux_hidden_state_layer_ids")
     outputs = nested.get("eagle_aux_hidden_state_layer_ids")
     aux = own if own else [i + 1 for i in outputs] if outputs else None
+    known = stated.get("draft_vocab_size") or inner["vocab_size"]
     fused = shapes["fc.weight"][-1] // target_size
     if aux is None and fused != 3:
         raise CheckpointError(
@@ -94,7 +96,7 @@ def geometry(config: Mapping[str, Any], shapes: Shapes, name: str = "draft") -> 
         num_attention_heads=heads,
         num_key_value_heads=inner.get("num_key_value_heads") or heads,
         vocab_size=inner["vocab_size"],
-        draft_vocab_size=stated.get("draft_vocab_size") or inner["vocab_size"],
+        draft_vocab_size=known,
         num_hidden_layers=len(layers),
         rms_norm_eps=inner.get("rms_norm_eps", 1e-6),
         **rope(inner),
@@ -103,7 +105,8 @@ def geometry(config: Mapping[str, Any], shapes: Shapes, name: str = "draft") -> 
         aux_layers=tuple(aux) if aux else None,
         attention_bias=f"{first}.self_attn.q_proj.bias" in shapes,
         output_bias=f"{first}.self_attn.o_proj.bias" in shapes,
-        own_head="lm_head.weight" in shapes,
+        # Of a part of the vocabulary the target has no head.
+        own_head="lm_head.weight" in shapes or known != inner["vocab_size"],
         fc_bias="fc.bias" in shapes,
         qk_norm=f"{first}.self_attn.q_norm.weight" in shapes,
         norm_before_residual=bool(stated.get("norm_before_residual")),

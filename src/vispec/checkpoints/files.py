@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,28 @@ def read_object(name: str, path: Path) -> dict[str, Any]:
     return found
 
 
+def base_of_adapter(name: str) -> str | None:
+    """The model that a PEFT adapter's folder or repository names, pinned as it pins it.
+
+    None where it holds no adapter, or a whole model beside it.
+
+    Raises:
+        CheckpointError: if it names none.
+    """
+    stated = None if fetch(name, "config.json") else fetch(name, "adapter_config.json")
+    if stated is None:
+        return None
+    adapter = read_object(name, stated)
+    base, revision = adapter.get("base_model_name_or_path"), adapter.get("revision")
+    if not base:
+        raise CheckpointError(
+            name,
+            "is a PEFT adapter that does not say of which model",
+            fix="Set base_model_name_or_path in its adapter_config.json.",
+        )
+    return f"{base}@{revision}" if revision and not Path(base).exists() else str(base)
+
+
 def weight_files(name: str, *, pickled: bool = False) -> list[Path]:
     """The checkpoint's safetensors files, shards in order.
 
@@ -127,25 +149,37 @@ def weight_files(name: str, *, pickled: bool = False) -> list[Path]:
     files = _sharded(name, "model.safetensors")
     if files is not None:
         return files
-    if not Path(name).is_dir() and is_offline_mode():
-        raise CheckpointError.unavailable(name, ["model.safetensors"], "offline mode is on")
     if pickled and (old := _sharded(name, "pytorch_model.bin")) is not None:
         return old
     names = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-    has_old = not pickled and any(_exists(name, file) for file in names)
+    if pickled or not any(exists(name, file) for file in names):
+        if not Path(name).is_dir() and is_offline_mode():
+            raise CheckpointError.unavailable(name, ["model.safetensors"], "offline mode is on")
+        names = ()
+    raise unweighted(name, "model.safetensors", names[:1])
+
+
+def unweighted(name: str, file: str, pickled: Sequence[str] = ()) -> CheckpointError:
+    """The error for a checkpoint that lacks a file of weights.
+
+    Args:
+        pickled: what it has in place of that.
+    """
     fix = (
-        "It has pickled weights (pytorch_model.bin), which can run code when opened; convert them"
+        f"It has pickled weights ({pickled[0]}), which can run code when opened; convert them"
         " to safetensors first, or insist with allow_pickle=True (--allow-pickle)."
-        if has_old
+        if pickled
         else ""
     )
-    raise CheckpointError(name, "has no weights", missing=["model.safetensors"], fix=fix)
+    return CheckpointError(name, "has no weights", missing=[file], fix=fix)
 
 
-def _exists(name: str, file: str) -> bool:
+def exists(name: str, file: str) -> bool:
     """Whether a folder or hub repository has a file, which is not fetched."""
     if Path(name).is_dir():
         return (Path(name) / file).is_file()
+    if is_offline_mode():
+        return fetch(name, file) is not None
     import huggingface_hub as hub
 
     repository, revision = pinned(name)

@@ -37,6 +37,7 @@ class Plan:
             of the target's weights.
         finish: puts what `extra` holds into the loaded network.
         facts: what it was trained for, as far as it says.
+        required: those of `extra` that it cannot do without.
     """
 
     form: str
@@ -45,6 +46,7 @@ class Plan:
     extra: Shapes = field(default_factory=dict)
     finish: Callable[[nn.Module, Mapping[str, Tensor]], None] = lambda network, tensors: None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    required: Sequence[str] = ()
 
     def problems(self, where: str, shapes: Shapes) -> CheckpointError | None:
         """Everything that is missing, unexpected or misshapen."""
@@ -53,7 +55,8 @@ class Plan:
         return CheckpointError.tensors(
             where,
             found=shapes,
-            expected=expected | {k: v for k, v in self.extra.items() if k in shapes},
+            expected=expected
+            | {k: v for k, v in self.extra.items() if k in shapes or k in self.required},
         )
 
     def load(self, where: str, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -112,30 +115,19 @@ def token_tables(token_map: Tensor, vocabulary: int) -> dict[str, Tensor]:
     return {"d2t": token_map - place, "t2d": known.index_fill(0, token_map, True)}
 
 
-def token_map(
-    tensors: Mapping[str, Tensor],
-    own: int,
-    vocabulary: int,
-    name: str,
-    needed: Sequence[str] = ("d2t",),
-) -> Tensor | None:
+def token_map(tensors: Mapping[str, Tensor], own: int, vocabulary: int, name: str) -> Tensor | None:
     """Which of the target's tokens the draft's are; None where they are the same.
 
     Args:
         own: tokens that the draft knows.
         vocabulary: tokens that the target knows.
         name: of the draft, for messages.
-        needed: tensors without which a part of the vocabulary is of no use.
 
     Raises:
-        CheckpointError: for a part of the vocabulary without what is needed, or a table that names
-            tokens twice, or tokens that there are not.
+        CheckpointError: for a table that names tokens twice, or tokens that there are not.
     """
     if own == vocabulary:
         return None
-    missing = [key for key in needed if key not in tensors]
-    if missing:
-        raise CheckpointError(name, "knows only a part of the vocabulary", missing=missing)
     found = torch.arange(own) + tensors["d2t"].long().cpu()
     if not (int(found.min()) >= 0 and int(found.max()) < vocabulary and len(found.unique()) == own):
         raise CheckpointError(
@@ -153,14 +145,30 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 def required(config: Mapping[str, Any], keys: Iterable[str], name: str) -> None:
     """Raise `CheckpointError`, naming the keys that a configuration lacks."""
+    keys = list(keys)
     missing = [key for key in keys if config.get(key) is None]
     if missing:
         raise CheckpointError(name, "has a configuration without", missing=missing)
+    for key in keys:
+        if key.endswith("_size") or key.startswith("num_"):
+            positive(config, key, name)
     activation = config.get("hidden_act", "silu")
     if activation != "silu":
         raise CheckpointError(
             name, f"has hidden_act '{activation}'; drafts of this format use silu"
         )
+
+
+def positive(config: Mapping[str, Any], key: str, name: str) -> int:
+    """A whole number from 1 on.
+
+    Raises:
+        CheckpointError: for anything else.
+    """
+    value = config[key]
+    if not isinstance(value, int) or value < 1:
+        raise CheckpointError(name, f"has {key} {value!r}; it must be a whole number from 1 on")
+    return value
 
 
 def rope(config: Mapping[str, Any], theta: float = 10000.0) -> dict[str, Any]:
@@ -202,9 +210,8 @@ def decoder_config(c: Any) -> dict[str, Any]:
     }
 
 
-def empty_embedding(shapes: Shapes, key: str = "embed_tokens.weight") -> nn.Embedding | None:
-    """On the meta device, of the size that a checkpoint has; None where it has none."""
-    if key not in shapes:
+def empty_embedding(shapes: Shapes, c: Any) -> nn.Embedding | None:
+    """The draft's own token embedding, on the meta device; None where a checkpoint has none."""
+    if "embed_tokens.weight" not in shapes:
         return None
-    rows, width = shapes[key]
-    return nn.Embedding(rows, width, device=torch.device("meta"))
+    return nn.Embedding(c.vocab_size, c.hidden_size, device=torch.device("meta"))

@@ -40,7 +40,18 @@ def plan(config: Mapping[str, Any], shapes: Shapes, name: str) -> Plan | None:
         CheckpointError: for a known format that says what vispec cannot do.
     """
     for file in FILES:
-        found: Plan | None = file.plan(config, shapes, name)
+        try:
+            found: Plan | None = file.plan(config, shapes, name)
+        except CheckpointError:
+            raise
+        # Whatever nonsense a configuration says, or a file's header.
+        except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            said = f"{type(error).__name__}: {error}".split("\n", 1)[0]
+            raise CheckpointError(
+                name,
+                f"describes no draft that can be built ({said})",
+                fix="Compare its config.json and the shapes of its tensors with a published one.",
+            ) from error
         if found is not None:
             return found
     kind = config.get("speculators_model_type")

@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,20 @@ import torch
 from transformers import AutoConfig
 from transformers.utils.hub import is_offline_mode
 
-from vispec.checkpoints.files import fetch, locate, pinned, read_config, tensor_headers
+from vispec.checkpoints.files import (
+    base_of_adapter,
+    fetch,
+    locate,
+    pinned,
+    read_config,
+    tensor_headers,
+)
 from vispec.checkpoints.formats import Plan
 from vispec.checkpoints.registry import plan
 from vispec.drafts.sequential import SequentialDraft
 from vispec.errors import CheckpointError, DraftMismatchError
 from vispec.targets import FAMILIES, Target, auto_class, family
+from vispec.targets.base import cache_shapes
 
 BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -39,9 +47,10 @@ class Summary:
 
     Attributes:
         name: as it was asked for.
-        kind: `"target"`, `"draft"`, or `"unknown"`.
+        kind: `"target"`, `"draft"`, or `"unknown"`. The folder of a PEFT adapter is the target that
+            it makes of its base, which is what the numbers are of.
         form: a target's `model_type`, a draft's format.
-        trained_for: the target that a draft's configuration or model card names.
+        trained_for: the target that a draft's configuration or model card names, or a PEFT adapter.
         supported: whether vispec can decode with it.
         parameters: elements of all its tensors.
         parts: parameters of each of its modules.
@@ -90,6 +99,14 @@ def summarise(
         CheckpointError: if there is no such checkpoint, or its files cannot be read.
     """
     place = locate(name, role)
+    base = base_of_adapter(place)
+    if base is not None:
+        return replace(
+            summarise(base, role, pickled=pickled),
+            name=os.fspath(name),
+            trained_for=base,
+            licence=licence(place),
+        )
     config = read_config(place)
     headers = read_headers(place, pickled=pickled)
     shapes = {key: shape for key, (shape, _) in headers.items()}
@@ -105,9 +122,11 @@ def summarise(
         form = str(config.get("model_type") or "without model_type")
         supported = form in FAMILIES
         kind = "target" if supported or "vision_config" in config else "unknown"
-        problems = []
-        text = _text_config(place, text)
-        cache = _cache_bytes_per_token(text)
+        problems, cache = [], 0
+        known = _text_config(place)
+        if known is not None:
+            text = known.to_dict()
+            cache = _cache_bytes_per_token(known) if supported else 0
         context = int(text.get("max_position_embeddings") or 0)
     sizes = {key: math.prod(shape) for key, (shape, _) in headers.items()}
     total = sum(sizes.values())
@@ -170,6 +189,7 @@ def target_structure(name: str | os.PathLike[str]) -> Target:
         UnsupportedFamilyError: if vispec has no file for its family.
     """
     place = locate(name, "target")
+    place = base_of_adapter(place) or place
     model_type = read_config(place).get("model_type") or ""
     kind = family(model_type, os.fspath(name))
     with torch.device("meta"):
@@ -240,23 +260,18 @@ def _config(place: str) -> Any:
     return AutoConfig.from_pretrained(repository, **({"revision": revision} if revision else {}))
 
 
-def _text_config(place: str, text: dict[str, Any]) -> dict[str, Any]:
-    """The language model's configuration with the family's defaults filled in, where known."""
+def _text_config(place: str) -> Any:
+    """The language model's, with the family's defaults filled in; None where Hugging Face does not
+    know the family."""
     try:
-        filled: dict[str, Any] = _config(place).get_text_config().to_dict()
+        return _config(place).get_text_config()
     except (OSError, ValueError, KeyError):
-        return text
-    return filled
+        return None
 
 
-def _cache_bytes_per_token(text: Mapping[str, Any]) -> int:
-    """Keys and values of one position in every layer, two bytes a number."""
-    heads = text.get("num_attention_heads")
-    layers = text.get("num_hidden_layers")
-    if not heads or not layers:
-        return 0
-    head_dim = text.get("head_dim") or text.get("hidden_size", 0) // heads
-    return 2 * 2 * int(layers) * int(text.get("num_key_value_heads") or heads) * int(head_dim)
+def _cache_bytes_per_token(text: Any) -> int:
+    """Keys and values of one position in every layer that keeps some, two bytes a number."""
+    return sum(2 * 2 * heads * size for heads, size in filter(None, cache_shapes(text)))
 
 
 def _parts(sizes: Mapping[str, int]) -> dict[str, int]:

@@ -210,4 +210,4 @@ class Eagle3Draft(SequentialDraft):
         beyond = [i for i in self.feature_layers(target) if not 0 <= i <= count]
         if beyond:
             problems.append(f"draft reads layers {beyond}, target has layers 0 to {count - 1}")
-        return problems
+        return problems + self._elsewhere(target)

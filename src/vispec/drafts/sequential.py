@@ -147,7 +147,18 @@ class SequentialDraft(nn.Module):
             problems.append(
                 f"draft expects a vocabulary of {self.vocabulary}, target has {target.vocab_size}"
             )
-        return problems
+        return problems + self._elsewhere(target)
+
+    def _elsewhere(self, target: Target) -> list[str]:
+        """Of a draft that has its weights already: numbers and devices that do not go together."""
+        own, found = next(self.parameters()), []
+        if own.is_meta:
+            return []
+        if own.dtype != target.dtype:
+            found.append(f"draft is in {own.dtype}, target in {target.dtype}: draft.to(dtype=…)")
+        if own.device != target.device:
+            found.append(f"draft is on {own.device}, target on {target.device}: draft.to(device=…)")
+        return found
 
     def check(self, target: Target) -> None:
         problems = self.mismatches(target)

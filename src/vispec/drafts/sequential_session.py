@@ -46,7 +46,9 @@ class SequentialSession:
         device, embeddings = self.hidden.device, prefill.embeddings
         if self.draft.embed_tokens is not None:
             words = self.embedding(torch.tensor(prompt.ids, device=device))
-            embeddings = torch.where(prefill.image_index[:, None] < 0, words, embeddings)
+            # Of another width than the target's, a draft knows images by their placeholders alone.
+            shown = (prefill.image_index >= 0) & (words.shape[-1] == embeddings.shape[-1])
+            embeddings = torch.where(shown[:, None], embeddings, words) if shown.any() else words
         following = self.embedding(torch.tensor(token, device=device))
         rows = self.draft.read(embeddings, prefill.features, prefill.image_index, following)
         n, place, behind = len(rows.position), rows.position, len(prompt)

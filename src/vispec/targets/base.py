@@ -95,6 +95,20 @@ _RECURRENT = frozenset(("conv", "linear_attention"))
 """Kinds of decoder layers that keep a state instead of keys and values."""
 
 
+def cache_shapes(text_config: Any) -> list[tuple[int, int] | None]:
+    """`(kv_heads, head_dim)` of every decoder layer; None where it keeps no keys of its own."""
+    shapes: list[tuple[int, int] | None] = []
+    kinds: list[str] = get_layer_types_and_kwargs(text_config)[0]
+    for kind, layer in zip(kinds, text_config.per_layer_config, strict=True):
+        if kind in _RECURRENT or kind == "dummy":  # a state, or the keys of another layer
+            shapes.append(None)
+            continue
+        heads = layer.num_attention_heads
+        head_dim = getattr(layer, "head_dim", None) or layer.hidden_size // heads
+        shapes.append((getattr(layer, "num_key_value_heads", None) or heads, head_dim))
+    return shapes
+
+
 class Target:
     """An unmodified Hugging Face model that can verify trees.
 
@@ -160,6 +174,11 @@ class Target:
         t = inputs["input_ids"].shape[1]
         return torch.arange(t, device=self.device)[None], 0
 
+    @property
+    def logit_cap(self) -> float | None:
+        """What bounds the model's logits. Text models state it; what is built on them ignores it."""
+        return getattr(self.config, "final_logit_softcapping", None)
+
     def input_tokens(self, token: Tensor) -> Tensor:
         """What the decoder is given for tokens that the model said, `[b, n]`."""
         return token
@@ -184,7 +203,8 @@ class Target:
 
     @property
     def vocab_size(self) -> int:
-        return self.head.weight.shape[0]
+        # Quantised weights may have another shape.
+        return getattr(self.head, "out_features", None) or self.head.weight.shape[0]
 
     @property
     def context_length(self) -> int:
@@ -276,17 +296,9 @@ class Target:
 
     def new_cache(self, slots: int, capacity: int) -> SlotCache:
         """An empty cache for `slots` requests of up to `capacity` positions each."""
-        shapes: list[tuple[int, int] | None] = []
         devices = [execution_device(layer) for layer in self.decoder.layers]
-        for kind, layer in zip(self.layer_kinds, self.text_config.per_layer_config, strict=True):
-            if kind in _RECURRENT or kind == "dummy":  # a state, or the keys of another layer
-                shapes.append(None)
-                continue
-            heads = layer.num_attention_heads
-            head_dim = getattr(layer, "head_dim", None) or layer.hidden_size // heads
-            shapes.append((getattr(layer, "num_key_value_heads", None) or heads, head_dim))
         return SlotCache(
-            shapes=shapes,
+            shapes=cache_shapes(self.text_config),
             slots=slots,
             capacity=capacity,
             dtype=self.dtype,
@@ -413,7 +425,7 @@ class Target:
     def logits(self, hidden: Tensor) -> Tensor:
         """`[…, V]` of normed hidden states `[…, d]`, as the model's own forward makes them."""
         logits = self.head(hidden)
-        cap = getattr(self.text_config, "final_logit_softcapping", None)
+        cap = self.logit_cap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     # --- Choosing -----------------------------------------------------------------------------

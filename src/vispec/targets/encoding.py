@@ -119,7 +119,9 @@ def model_inputs(
     bos = getattr(tokenizer, "bos_token", None)
     try:
         inputs = processor(
-            images=list(images) or None,
+            # One list a conversation: some show several images of one otherwise than one each of
+            # several.
+            images=[list(images)] if images else None,
             text=[text],
             return_tensors="pt",
             # The template may write the first token itself.

@@ -13,6 +13,10 @@ class Gemma4Target(Target):
 
     model_types = ("gemma4",)
 
+    @property
+    def logit_cap(self) -> float | None:
+        return self.text_config.final_logit_softcapping
+
     def input_tokens(self, token: Tensor) -> Tensor:
         placeholders = [
             getattr(self.config, f"{kind}_token_id") for kind in ("image", "video", "audio")
