@@ -5,12 +5,15 @@ The reference is the changed model's own `generate`.
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, TorchAoConfig
 
 import talking
@@ -68,6 +71,92 @@ def test_an_adapter_on_disk_is_put_into_its_base(tmp_path: Path) -> None:
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors"):
         vispec.load(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("kind", ["dora", "heads", "rslora"])
+def test_adapters_of_every_kind_say_on_disk_what_they_say_in_memory(
+    kind: str, tmp_path: Path
+) -> None:
+    own = {"dora": {"use_dora": True}, "heads": {"modules_to_save": ["lm_head"]}}
+    config = LoraConfig(
+        r=4,
+        target_modules=["q_proj", "up_proj"],
+        init_lora_weights=False,
+        use_rslora=kind == "rslora",
+        **own.get(kind, {}),
+    )
+    torch.manual_seed(0)
+    base = talking.save(tmp_path / "base", torch.float64)
+    model = get_peft_model(tiny.llava(), config).to(torch.float64).eval()
+    for name, parameter in model.named_parameters():
+        if "modules_to_save" in name or "magnitude" in name:
+            torch.nn.init.normal_(parameter, 1.0, 0.3)
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    model.save_pretrained(tmp_path / "adapter")
+    engine = vispec.load(tmp_path / "adapter", tiny.draft(), tree=SHAPE)
+    own_text = [expected(model, question) for question in QUESTIONS]
+    assert own_text != [expected(tiny.llava(), question) for question in QUESTIONS]
+    assert answers(engine) == own_text
+
+
+def adapter(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    base = talking.save(tmp_path / "base", torch.float64)
+    model = tuned()
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    folder = tmp_path / "adapter"
+    model.save_pretrained(folder)
+    return folder, load_file(folder / "adapter_model.safetensors")
+
+
+def test_an_adapter_that_lacks_tensors_or_has_others_is_refused(tmp_path: Path) -> None:
+    folder, tensors = adapter(tmp_path)
+    first, *rest = sorted(tensors)
+    for changed, word in (
+        ({key: tensors[key] for key in rest}, "missing"),
+        (tensors | {first.replace("layers.0", "layers.9"): tensors[first].clone()}, "unexpected"),
+        ({f"other.{key}": value for key, value in tensors.items()}, "missing"),
+    ):
+        save_file(changed, folder / "adapter_model.safetensors")
+        with pytest.raises(CheckpointError, match=word):
+            vispec.load(folder)
+
+
+def test_a_pickled_adapter_is_read_where_that_is_insisted_on(tmp_path: Path) -> None:
+    folder, tensors = adapter(tmp_path)
+    torch.save(tensors, folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"adapter_model\.bin.*allow_pickle"):
+        vispec.load(folder)
+    engine = vispec.load(folder, allow_pickle=True)
+    assert answers(engine) == [expected(tuned(), question) for question in QUESTIONS]
+
+
+def test_an_adapter_of_nothing_is_told(tmp_path: Path) -> None:
+    folder, _ = adapter(tmp_path)
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"base_model_name_or_path": None}))
+    with pytest.raises(CheckpointError, match="does not say of which model"):
+        vispec.load(folder)
+
+
+def test_a_pinned_adapter_takes_its_pinned_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of hub repositories that were downloaded before, each in the revision asked for."""
+    folder, _ = adapter(tmp_path)
+    file = folder / "adapter_config.json"
+    pins = {"base_model_name_or_path": "someone/base", "revision": "v2"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | pins))
+    hub = tmp_path / "hub"
+    for name, revision, source in (("base", "v2", tmp_path / "base"), ("tuned", "v1", folder)):
+        repository = hub / f"models--someone--{name}"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / revision).write_text("0" * 40)
+        shutil.copytree(source, repository / "snapshots" / ("0" * 40))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    engine = vispec.load("someone/tuned@v1")
+    assert answers(engine) == [expected(tuned(), question) for question in QUESTIONS]
 
 
 def test_merged_adapters_are_the_model() -> None:

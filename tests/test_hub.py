@@ -128,8 +128,9 @@ def test_a_pickle_that_holds_more_than_tensors_is_not_run(tmp_path: Path) -> Non
             return exec, ("raise SystemExit('it ran')",)
 
     torch.save({"fc.weight": Evil()}, folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"unreadable pytorch_model\.bin"):
+    with pytest.raises(CheckpointError, match=r"unreadable pytorch_model\.bin") as error:
         vispec.from_pretrained(folder, allow_pickle=True)
+    assert "weights_only" not in str(error.value), "torch's advice to open it all the same"
 
 
 @pytest.mark.parametrize(
@@ -192,3 +193,26 @@ def test_pickled_weights_on_the_hub_are_refused_without_fetching_them(
     with pytest.raises(CheckpointError, match="--allow-pickle"):
         weight_files("someone/old@v1")
     assert asked == [("someone/old", "pytorch_model.bin", "v1")]
+
+
+def test_offline_pickled_weights_that_were_downloaded_are_used_where_insisted_on(
+    cached: str, tmp_path: Path
+) -> None:
+    pickled(tmp_path / "models--someone--draft" / "snapshots" / ("0" * 40))
+    with pytest.raises(CheckpointError, match="allow_pickle=True"):
+        vispec.from_pretrained(cached)
+    draft = vispec.from_pretrained(cached, allow_pickle=True)
+    assert torch.equal(draft.fc.weight, tiny.draft(torch.float32).fc.weight)
+
+
+def test_a_card_with_a_tree_that_is_none_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        vispec.save_pretrained(tiny.draft(torch.float32), tmp_path, vispec.Card(tree={"size": 1}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_card_says_how_its_draft_is_loaded(tmp_path: Path) -> None:
+    vispec.save_pretrained(tiny.draft(torch.float32), tmp_path, CARD)
+    assert f'draft="{tmp_path}"' in (tmp_path / "README.md").read_text()
+    vispec.save_pretrained(tiny.draft(torch.float32), tmp_path, CARD, "me/draft")
+    assert 'draft="me/draft"' in (tmp_path / "README.md").read_text()

@@ -29,6 +29,7 @@ from vispec.adapters import QueryAdapter
 from vispec.checkpoints import block as block_format
 from vispec.checkpoints import eagle3 as eagle3_format
 from vispec.checkpoints import vispec as vispec_format
+from vispec.decoding.engine import Engine
 from vispec.decoding.tree import TreeShape
 from vispec.drafts import Eagle3Config, Eagle3Draft, EagleConfig, EagleDraft
 from vispec.drafts.block import BlockConfig, BlockNetwork
@@ -38,8 +39,9 @@ from vispec.errors import (
     DraftMismatchError,
     UnsupportedFamilyError,
     VideoError,
+    VispecError,
 )
-from vispec.loading import _without_videos
+from vispec.loading import _without_videos, load_draft
 from vispec.targets import FAMILIES
 from vispec.targets.encoding import model_inputs
 
@@ -295,7 +297,10 @@ def test_an_eagle3_draft_from_a_folder_says_what_the_target_says(
     )
 
 
-@pytest.mark.parametrize("option", ["revision", "token", "cache_dir", "subfolder"])
+@pytest.mark.parametrize(
+    "option",
+    ["revision", "token", "cache_dir", "subfolder", "use_safetensors", "ignore_mismatched_sizes"],
+)
 def test_options_that_only_the_weights_would_see_are_refused(folder: Path, option: str) -> None:
     with pytest.raises(CheckpointError, match=f"is not loaded with {option}="):
         vispec.load(folder, **{option: "x"})
@@ -428,3 +433,80 @@ def test_short_answers_add_up_until_they_say_something(folder: Path) -> None:
 class _Nothing(dict[str, list[int]]):
     def __missing__(self, key: str) -> list[int]:
         return [0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_draft_object_is_used_in_the_targets_numbers(folder: Path, dtype: torch.dtype) -> None:
+    """And stays in its own."""
+    draft = tiny.draft(dtype)
+    engine = vispec.load(folder, draft, dtype=torch.float64)
+    asked = {"images": [talking.picture(0)], "max_new_tokens": 12, "temperature": 0}
+    plain = engine.generate("the cat", speculate=False, **asked)
+    assert engine.generate("the cat", **asked).token_ids == plain.token_ids
+    assert draft.dtype == dtype
+    model = engine.target.model
+    inputs = dict(engine.target.encode("the cat", [talking.picture(0)]).inputs)
+    said = model.generate(
+        **inputs, max_new_tokens=12, do_sample=False, custom_generate=vispec.speculative(draft)
+    )
+    assert said[0, inputs["input_ids"].shape[1] :].tolist() == plain.token_ids
+    with pytest.raises(DraftMismatchError, match=r"draft\.to\(dtype"):
+        Engine(engine.target, draft)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"dtype": "float13"}, "bfloat16"),
+        ({"device": "cudaa"}, "device"),
+        ({"max_batch": 0}, "max_batch"),
+        ({"max_batch": "many"}, "max_batch"),
+        ({"tree": 5}, "TreeShape"),
+        ({"sampled": (1, 1)}, "SampledShape"),
+        ({"nonsense": 3}, "nonsense"),
+    ],
+    ids=str,
+)
+def test_a_wrong_option_is_named_at_once(folder: Path, options: dict[str, Any], word: str) -> None:
+    with pytest.raises(VispecError, match=word):
+        vispec.load(folder, **options)
+
+
+def test_what_is_no_target_is_named() -> None:
+    with pytest.raises(CheckpointError, match="type int"):
+        vispec.load(3)  # type: ignore[arg-type]
+
+
+def test_a_narrow_eagle3_draft_drafts(folder: Path, tmp_path: Path) -> None:
+    """Of another width than its target, as one that is published for Llama 3.3 70B."""
+    torch.manual_seed(3)
+    config = Eagle3Config(
+        16, 24, 2, 1, tiny.VOCAB, 20, target_hidden_size=tiny.HIDDEN, aux_layers=(0, 1, 2)
+    )
+    draft = Eagle3Draft(config, torch.arange(0, 40, 2), torch.nn.Embedding(tiny.VOCAB, 16))
+    eagle3_format.write(draft, tmp_path)
+    engine = vispec.load(folder, tmp_path, dtype=torch.float64)
+    for images in ([], [talking.picture(0)]):
+        asked = {"images": images, "max_new_tokens": 12, "temperature": 0}
+        plain = engine.generate("the cat", speculate=False, **asked)
+        assert engine.generate("the cat", **asked).token_ids == plain.token_ids
+
+
+def test_an_offloaded_embedding_leaves_a_draft_its_own(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft = write_draft(tmp_path, embedding=table(folder))
+    target = vispec.load(folder).target
+    with torch.device("meta"):
+        away = torch.nn.Embedding(*target.embedding.weight.shape)
+    monkeypatch.setattr(type(target), "embedding", property(lambda _: away))
+    loaded, _ = load_draft(draft, target)
+    assert loaded.embed_tokens is not None
+
+
+def test_a_text_model_with_the_tokenizer_of_another_is_loaded(text_model: Path) -> None:
+    file = text_model / "tokenizer_config.json"
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"processor_class": "LlavaProcessor"})
+    )
+    assert vispec.load(text_model).generate("the cat", max_new_tokens=3).token_ids

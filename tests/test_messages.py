@@ -83,6 +83,20 @@ def test_every_format_comes_out_as_hugging_faces(messages: list[dict[str, Any]])
     assert found.videos == [Path("/tmp/a b.mp4")]
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image", "image": {"base64": base64.b64encode(CAT).decode()}},
+        {"type": "image", "base64": base64.encodebytes(CAT).decode()},
+        {"type": "image", "base64": DATA},
+        {"type": "image", "url": DATA.replace("data:", "DATA:")},
+    ],
+    ids=str,
+)
+def test_pictures_in_text_are_read_however_they_are_wrapped(part: dict[str, Any]) -> None:
+    assert conversation([{"role": "user", "content": [part]}]).images == [CAT]
+
+
 def test_places_take_the_images_given_in_order() -> None:
     parts = [
         {"type": "image"},
@@ -122,6 +136,11 @@ def test_places_without_images_and_images_without_places_are_counted(
         ([{"role": "user", "content": 3}], ["message 0", "int", "list of parts"]),
         ([{"role": "user", "content": [7]}], ["part 0", "int"]),
         ([{"role": "user", "content": [{"type": "text"}]}], ["part 0", "no text"]),
+        ([{"role": "user", "content": [{"type": ["image"]}]}], ["part 0", "['image']"]),
+        (
+            [{"role": "user", "content": [{"type": "image", "url": "http://[::1/b"}]}],
+            ["part 0", "http://[::1/b", "none"],
+        ),
         ([{"role": "user", "content": [{"type": "smell"}]}], ["part 0", "'smell'", "image_url"]),
         (
             [{"role": "user", "content": [{"type": "image", "url": "ftp://a/b"}]}],
@@ -226,6 +245,7 @@ def test_a_host_that_does_not_answer_is_an_error(pages: str) -> None:
         (["*.a.org"], "b.a.org", True),
         (["*.a.org"], "a.org", False),
         (["*.a.org"], "ba.org", False),
+        (["A.org"], "a.ORG", True),
         ([], "a.org", False),
         (["a.org"], None, False),
     ],
@@ -234,3 +254,14 @@ def test_hosts_are_allowed_by_their_whole_name(
     hosts: list[str], host: str | None, allowed: bool
 ) -> None:
     assert Fetcher(hosts).allows(host) == allowed
+
+
+@pytest.mark.parametrize("host", ["http://a.org/", "a.org:80", "a b", ""])
+def test_what_is_no_host_is_refused_before_anything_is_fetched(host: str) -> None:
+    with pytest.raises(ConversationError, match="is no host"):
+        Fetcher([host])
+
+
+@pytest.mark.parametrize("host", ["a.org", "127.0.0.1", "::1", "*.b-c.org"])
+def test_a_host_alone_is_a_list_of_one(host: str) -> None:
+    assert Fetcher(host).hosts == (host,)

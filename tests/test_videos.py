@@ -130,3 +130,20 @@ def test_other_things_are_refused() -> None:
 def test_a_folder_is_no_video(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="folder"):
         load_video(tmp_path, lambda facts: [0])
+
+
+def test_a_video_that_changes_its_size_is_shown_in_its_first(tmp_path: Path) -> None:
+    parts = []
+    for number, (width, height) in enumerate(((64, 48), (32, 64))):
+        part = tmp_path / f"{number}.ts"
+        with av.open(str(part), "w", format="mpegts") as container:
+            stream = container.add_stream("mpeg2video", rate=25)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            for _ in range(6):
+                grey = np.full((height, width, 3), 90, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+            container.mux(stream.encode())
+        parts.append(part.read_bytes())
+    video = load_video(b"".join(parts), lambda facts: range(facts.total_num_frames))
+    assert len(video.frames) > 8
+    assert video.frames.shape[1:] == (48, 64, 3)

@@ -31,9 +31,10 @@ from vispec.decoding.stats import Watch
 from vispec.decoding.tree import TreeShape
 from vispec.drafts.base import Draft
 from vispec.errors import SamplingError
-from vispec.loading import load_draft
+from vispec.loading import load_draft, placed
 from vispec.targets import Target, wrap
 from vispec.targets.batches import split_batch
+from vispec.targets.hooks import CACHE_NAMES
 
 _RECORDS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 
@@ -70,8 +71,10 @@ def speculative(
             if isinstance(draft, str | os.PathLike):
                 proposer, advice = load_draft(draft, target, pickled=allow_pickle)
             elif draft is not None:
-                draft.check(target)
+                proposer = placed(draft, target)
             assert not isinstance(proposer, str | os.PathLike)
+            if proposer is not None:
+                proposer.check(target)
             shape = tree or advice or TreeShape()
             loaded[key] = target, proposer, shape, Watch(proposer, target)
         return loaded[key]
@@ -173,7 +176,7 @@ def _refuse(
     for name in _RECORDS:
         if getattr(config, name, False):
             raise SamplingError(name, True, "off: only the sequences are returned")
-    cache = model_kwargs.get("past_key_values")
+    cache = next((model_kwargs[name] for name in CACHE_NAMES if model_kwargs.get(name)), None)
     if cache is not None and cache.get_seq_length():
         raise SamplingError("past_key_values", type(cache).__name__, "empty at the start")
     if model_kwargs.get("inputs_embeds") is not None:

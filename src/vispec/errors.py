@@ -144,7 +144,8 @@ class CheckpointError(VispecError, ValueError):
             where,
             f"is not a folder on this machine and could not be fetched from the hub{because}",
             missing=files,
-            fix="Give the path of a folder that holds these files, or connect and try again.",
+            fix="Give the path of a folder that holds these files, or connect and try again"
+            " (offline mode is on where HF_HUB_OFFLINE is set).",
         )
 
 

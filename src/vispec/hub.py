@@ -14,6 +14,7 @@ from torch import nn
 from vispec.checkpoints import export
 from vispec.checkpoints.files import locate
 from vispec.checkpoints.registry import read
+from vispec.decoding.tree import TreeShape
 
 
 @dataclass(frozen=True)
@@ -56,17 +57,29 @@ def from_pretrained(name: str | os.PathLike[str], *, allow_pickle: bool = False)
 
 
 def save_pretrained(
-    draft: nn.Module, folder: str | os.PathLike[str], card: Card | None = None
+    draft: nn.Module,
+    folder: str | os.PathLike[str],
+    card: Card | None = None,
+    name: str | None = None,
 ) -> None:
-    """Write configuration, safetensors and a model card, in the draft's own published format."""
+    """Write configuration, safetensors and a model card, in the draft's own published format.
+
+    Args:
+        folder: is made where it does not exist.
+        card: what the model card says.
+        name: how the card says that the draft is loaded; the folder by default.
+    """
     card = card or Card()
     extra: dict[str, Any] = {}
     if card.target:
         extra["target"] = card.target
     if card.tree:
+        TreeShape(**card.tree)  # before anything is written
         extra["tree"] = dict(card.tree)
     export.write(draft, folder, **extra)
-    (Path(folder) / "README.md").write_text(write_card(draft, card), encoding="utf-8")
+    (Path(folder) / "README.md").write_text(
+        write_card(draft, card, name or os.fspath(folder)), encoding="utf-8"
+    )
 
 
 def push_to_hub(
@@ -97,14 +110,14 @@ def push_to_hub(
     if revision is not None:
         api.create_branch(repository, branch=revision, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(draft, folder, card)
+        save_pretrained(draft, folder, card, repository)
         done = api.upload_folder(
             repo_id=repository, folder_path=folder, revision=revision, commit_message=message
         )
     return str(getattr(done, "commit_url", done))
 
 
-def write_card(draft: nn.Module, card: Card) -> str:
+def write_card(draft: nn.Module, card: Card, name: str) -> str:
     """The text of a model card, with the header that the hub reads."""
     kind, target = export.own_format(draft), card.target or "TARGET"
     size = sum(parameter.numel() for parameter in draft.parameters())
@@ -117,7 +130,7 @@ def write_card(draft: nn.Module, card: Card) -> str:
         f"A speculative decoding draft in the {kind} format, {size / 1e6:.3g} million parameters."
         " It proposes tokens; the target checks them, and the text stays the target's own.",
         "```python\nimport vispec\n\n"
-        f'vlm = vispec.load("{target}", draft="THIS REPOSITORY")\n'
+        f'vlm = vispec.load("{target}", draft="{name}")\n'
         'print(vlm.generate("What is this?", images=["photo.jpg"]).text)\n```',
     ]
     for title, text in (

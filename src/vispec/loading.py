@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoProcessor, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import is_torchvision_available
 
@@ -21,13 +22,13 @@ from vispec.checkpoints.files import (
     tensor_headers,
     unweighted,
 )
-from vispec.checkpoints.formats import Plan
+from vispec.checkpoints.formats import advised_tree
 from vispec.checkpoints.registry import plan, plan_of
 from vispec.decoding.engine import Engine
 from vispec.decoding.tree import SampledShape, TreeShape
 from vispec.drafts.base import Draft
 from vispec.drafts.sequential import SequentialDraft
-from vispec.errors import CheckpointError
+from vispec.errors import CheckpointError, SamplingError
 from vispec.messages import Fetch
 from vispec.targets import Target, auto_class, family, wrap
 
@@ -55,7 +56,8 @@ def load(
         target: `"embedded"`, a folder, a hub name (`name@revision` pins one), either of a model or
             of a PEFT adapter that names its base, or a loaded Hugging Face or PEFT model.
         draft: `"embedded"`, a folder, a hub name, a draft object, or None for plain decoding. With
-            the embedded target, `"embedded"` is its draft.
+            the embedded target, `"embedded"` is its draft. Of an object in other numbers than the
+            target's, or on another device, a copy is used.
         processor: of a model that is already loaded.
         dtype: of target and draft; `"auto"` takes the checkpoint's.
         device: where both go; `"auto"` is CUDA's first device, or the CPU where there is none. To
@@ -77,7 +79,7 @@ def load(
     wrapped = load_target(target, processor, dtype, device, pickled=allow_pickle, **model_options)
     loaded: Draft | None
     if draft is None or not isinstance(draft, str | os.PathLike):
-        loaded = draft
+        loaded = placed(draft, wrapped)
     else:
         loaded, advice = load_draft(draft, wrapped, pickled=allow_pickle)
         tree = tree or advice
@@ -113,6 +115,13 @@ def load_target(
         if processor is None:
             processor = _processor(target.name_or_path, target.config.model_type)
         return wrap(target, processor)
+    if not isinstance(target, str | os.PathLike):
+        raise CheckpointError(
+            f"an object of type {type(target).__name__}",
+            "is no target",
+            fix="Give 'embedded', a folder, a hub name, or a loaded Hugging Face model.",
+        )
+    _check_numbers(dtype, device)
     name = locate(target, "target")
     for option, instead in _ELSEWHERE.items():
         if option in model_options:
@@ -144,7 +153,7 @@ def load_target(
             **source,
             **options,
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise CheckpointError(os.fspath(target), f"could not be loaded: {error}") from error
     if processor is None:
         processor = _processor(repository, model_type, **source, **code)
@@ -160,6 +169,20 @@ def load_target(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     placed = "device_map" in options or getattr(model, "is_quantized", False)
     return kind((model if placed else model.to(device)).eval(), processor, os.fspath(target))
+
+
+def _check_numbers(dtype: str | torch.dtype, device: str | torch.device) -> None:
+    """Before anything is loaded."""
+    known = dtype == "auto" or isinstance(getattr(torch, str(dtype), dtype), torch.dtype)
+    if not known:
+        raise SamplingError("dtype", dtype, "'auto', or one of torch's, such as 'bfloat16'")
+    try:
+        torch.device("cpu" if device == "auto" else device)
+    except RuntimeError as error:
+        reason = str(error).split("\n", 1)[0]
+        raise SamplingError(
+            "device", device, f"'auto', or one that torch knows ({reason})"
+        ) from None
 
 
 _ELSEWHERE = {
@@ -180,7 +203,7 @@ def _adapted(base: Target, name: str, pickled: bool) -> Target:
     if not exists(name, weights) and not (pickled and exists(name, old)):
         raise unweighted(name, weights, [old] if exists(name, old) else [])
     repository, revision = pinned(name)
-    source = {"revision": revision} if revision else {}
+    source: dict[str, Any] = {"revision": revision} if revision else {}
     try:
         import peft
 
@@ -218,11 +241,13 @@ def _processor(name: str, model_type: str, **options: Any) -> Any:
         raise CheckpointError(
             "the model given", "does not say where its processor is", fix="Pass processor=."
         )
+    own = PROCESSOR_MAPPING_NAMES.get(model_type)
+    # What a text model's tokenizer once belonged to is of no interest.
+    kind = AutoProcessor if auto_class(model_type) is not AutoModelForCausalLM else AutoTokenizer
     try:
-        return AutoProcessor.from_pretrained(name, **options)
+        return kind.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         # Hugging Face's video processors need torchvision, and take the whole processor along.
-        own = PROCESSOR_MAPPING_NAMES.get(model_type)
         if is_torchvision_available() or own is None:
             raise CheckpointError(
                 name, f"has no processor that can be loaded: {error}", fix="Pass processor=."
@@ -233,8 +258,8 @@ def _processor(name: str, model_type: str, **options: Any) -> Any:
         raise CheckpointError(
             name,
             f"has no processor that can be loaded: {error}",
-            fix="Install torchvision, which Hugging Face's processors of this family need, or pass"
-            " processor=.",
+            fix="See that the folder has its tokenizer and processor files; some of Hugging Face's"
+            " processors also need torchvision. Or pass processor=.",
         ) from error
 
 
@@ -287,22 +312,19 @@ def load_draft(
     assert isinstance(loaded, SequentialDraft)
     share_embedding(loaded, target)
     loaded.trained_for = found.facts.get("target")
-    return loaded.to(device=target.device, dtype=target.dtype), _advice(found, os.fspath(draft))
+    return loaded.to(device=target.device, dtype=target.dtype), advised_tree(
+        found, os.fspath(draft)
+    )
 
 
-def _advice(plan: Plan, name: str) -> TreeShape | None:
-    """The tree that a draft's configuration recommends."""
-    stated = plan.facts.get("tree")
-    if not stated:
-        return None
-    try:
-        return TreeShape(**stated)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            name,
-            f"recommends a tree that is none: {stated!r} ({error})",
-            fix="Correct 'tree' in its config.json: size, depth and width, whole numbers.",
-        ) from error
+def placed(draft: Draft | None, target: Target) -> Draft | None:
+    """A draft in the target's numbers and on its device: itself, or a copy."""
+    if not isinstance(draft, torch.nn.Module) or next(draft.parameters(), None) is None:
+        return draft
+    own = next(draft.parameters())
+    if own.dtype == target.dtype and own.device == target.device:
+        return draft
+    return copy.deepcopy(draft).to(device=target.device, dtype=target.dtype)
 
 
 def share_embedding(draft: SequentialDraft, target: Target) -> None:

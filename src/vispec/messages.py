@@ -209,7 +209,8 @@ class Fetcher:
     """Gets images and videos from the hosts that are allowed, and from no other.
 
     Args:
-        hosts: names of hosts; `"*.example.org"` allows every host below `example.org`.
+        hosts: names of hosts; `"*.example.org"` allows every host below `example.org`. All of their
+            ports are allowed.
         max_bytes: the most that is read of one file.
         timeout: seconds to wait for an answer.
     """
@@ -217,6 +218,15 @@ class Fetcher:
     def __init__(
         self, hosts: Sequence[str], *, max_bytes: int = 64 * 2**20, timeout: float = 20
     ) -> None:
+        if isinstance(hosts, str):
+            hosts = [hosts]
+        for host in hosts:
+            if not re.fullmatch(
+                r"(\*\.)?[\w.-]+|\[?[0-9a-f:]*:[0-9a-f:.]*\]?", host, re.IGNORECASE
+            ):
+                raise ConversationError(
+                    f"{host!r} is no host", "give its name alone, without http:// and port"
+                )
         self.hosts, self.max_bytes, self.timeout = tuple(hosts), max_bytes, timeout
 
     def allows(self, host: str | None) -> bool:

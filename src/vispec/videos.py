@@ -86,19 +86,21 @@ def _decode(source: Any, name: str, choose: Choose, max_pixels: int) -> Video:
                 raise VideoError(name, "it has no video in it", "give a video file")
             stream = container.streams.video[0]
             # What the container claims is often wrong: a video ends where no more frames come.
-            shown = [
-                None if frame.pts is None else frame.pts * Fraction(frame.time_base)
-                for frame in container.decode(stream)
-            ]
+            shown: list[Fraction | None] = []
+            height = width = 0
+            for frame in container.decode(stream):
+                if not shown:
+                    height, width = frame.height, frame.width
+                shown.append(None if frame.pts is None else frame.pts * Fraction(frame.time_base))
             if not shown:
                 raise VideoError(name, "it has no frames", "give a video with some")
             rate = _rate(shown) or float(stream.average_rate or stream.guessed_rate or 24)
-            facts = _facts(len(shown), rate, stream.height, stream.width)
+            facts = _facts(len(shown), rate, height, width)
             wanted = _wanted(choose, facts)
-            if len(wanted) * stream.height * stream.width > max_pixels:
+            if len(wanted) * height * width > max_pixels:
                 raise VideoError(
                     name,
-                    f"its {len(wanted)} frames of {stream.width} x {stream.height} have more than"
+                    f"its {len(wanted)} frames of {width} x {height} have more than"
                     f" {max_pixels / 1e6:,.0f} million pixels",
                     "scale it down first",
                 )
@@ -107,8 +109,7 @@ def _decode(source: Any, name: str, choose: Choose, max_pixels: int) -> Video:
             for index, frame in enumerate(container.decode(video=0)):
                 if index in needed:
                     # A stream may change its size on the way.
-                    size = {"width": facts.width, "height": facts.height}
-                    frames[index] = frame.reformat(format="rgb24", **size).to_ndarray()
+                    frames[index] = frame.reformat(width, height, "rgb24").to_ndarray()
     except VideoError:
         raise
     except (av.error.FFmpegError, OSError, ValueError) as error:

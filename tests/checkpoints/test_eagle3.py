@@ -15,6 +15,7 @@ from recordings import FIXTURES, cases
 from vispec.checkpoints import eagle3, registry
 from vispec.checkpoints.export import export
 from vispec.checkpoints.formats import shapes_of
+from vispec.checkpoints.summary import summarise
 from vispec.drafts.eagle3 import Eagle3Config, Eagle3Draft
 from vispec.errors import CheckpointError
 
@@ -153,8 +154,21 @@ def test_tensors_that_are_wrong_are_all_listed_under_their_published_names(tmp_p
 
 def test_a_reduced_vocabulary_needs_its_mapping(tmp_path: Path) -> None:
     config, tensors = recorded("eagle_draft/eagle3_reduced_vocab")
-    del tensors["d2t"]
-    with pytest.raises(CheckpointError, match="a part of the vocabulary"):
+    for lacking in ("d2t", "lm_head.weight"):
+        rest = {key: value for key, value in tensors.items() if key != lacking}
+        folder = folder_of(tmp_path / lacking, config, rest)
+        assert lacking in "".join(summarise(folder).problems)
+        with pytest.raises(CheckpointError) as error:
+            registry.read(folder)
+        assert error.value.missing == (lacking,)
+
+
+@pytest.mark.parametrize("shape", [(5, 0), (0, -8)])
+def test_an_embedding_of_another_size_is_told(tmp_path: Path, shape: tuple[int, int]) -> None:
+    config, tensors = recorded(CASES[0])
+    rows, width = config["vocab_size"] + shape[0], config["hidden_size"] + shape[1]
+    tensors["embed_tokens.weight"] = torch.zeros(rows, width)
+    with pytest.raises(CheckpointError, match=rf"embed_tokens.weight: found \[{rows}, {width}\]"):
         registry.read(folder_of(tmp_path, config, tensors))
 
 

@@ -182,7 +182,7 @@ def test_a_full_size_target_states_its_facts_and_its_cache(config: Any) -> None:
 RELEASED = [
     "llava_next", "llava_onevision", "llava_next_video", "video_llava", "qwen2_vl", "qwen3_vl",
     "qwen3_vl_moe", "qwen3_5", "internvl", "gemma3", "idefics3", "smolvlm", "mistral3", "glm46v",
-    "lfm2_vl",
+    "lfm2_vl", "gemma4", "qwen3_5_moe", "glm4v", "glm4v_moe", "mixtral", "qwen2_moe", "qwen3_moe",
 ]  # fmt: skip
 
 

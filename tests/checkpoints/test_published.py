@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from published import BLOCK, EAGLE, EAGLE3, Shapes, dflash, eagle, eagle3
+from published import BLOCK, EAGLE, EAGLE3, Shapes, dflash, eagle, eagle3, vispec
 from vispec.checkpoints import registry
 from vispec.checkpoints.summary import mismatches, summarise
 from vispec.drafts import Eagle3Draft, EagleDraft
@@ -108,3 +109,60 @@ def test_block_drafts_are_read(writer: str, tmp_path: Path, target: Path) -> Non
     assert network.config.aux_layers == (2, 6)
     assert (network.markov_head is not None) == spark
     assert network.config.sample_from_anchor == spark
+
+
+def _block(config: dict[str, Any]) -> Shapes:
+    return dflash(32, 48, 32, 16, 8, 2, 2) | (HEADS if "markov_rank" in str(config) else {})
+
+
+CASES: dict[str, tuple[dict[str, Any], Shapes]] = {
+    **{
+        f"eagle {w}": (c, eagle(32, 48, 8 * c["num_key_value_heads"], 64)) for w, c in EAGLE.items()
+    },
+    **{
+        f"vispec {w}": (c, vispec(32, 48, 4, c["num_key_value_heads"], 64, False))
+        for w, c in EAGLE.items()
+    },
+    **{f"eagle3 {w}": (c, eagle3(32, 48, 16, 64, OWN)) for w, c in EAGLE3.items()},
+    **{f"block {w}": (c, _block(c)) for w, c in BLOCK.items()},
+}
+NONSENSE: list[dict[str, Any]] = [
+    {"rope_scaling": {"type": "linear"}},
+    {"rope_scaling": {"rope_type": "llama3"}},
+    {"rope_scaling": "yarn"},
+    {"rope_theta": "high"},
+    {"hidden_size": 0},
+    {"hidden_size": "wide"},
+    {"num_attention_heads": -4},
+    {"vocab_size": 12.5},
+    {"num_hidden_layers": None, "draft_num_hidden_layers": None},
+    {"block_size": 0},
+    {"block_size": "32"},
+]
+
+
+@pytest.mark.parametrize("said", NONSENSE, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_whatever_nonsense_a_configuration_says_is_an_error_of_ours(
+    name: str, said: dict[str, Any]
+) -> None:
+    """Or none at all, where that format does not read the key."""
+    config, shapes = CASES[name]
+    for key in ("transformer_layer_config", "dflash_config"):
+        if key in config:
+            config = {**config, key: {**config[key], **said}}
+    with contextlib.suppress(CheckpointError):
+        registry.plan({**config, **said}, shapes, name)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_whatever_shape_a_tensor_has_is_an_error_of_ours(name: str) -> None:
+    config, shapes = CASES[name]
+    for key in shapes:
+        for shape in ((), (3,), (0, 0), (2, 3, 4)):
+            changed = {**shapes, key: shape}
+            try:
+                plan = registry.plan(config, changed, name)
+            except CheckpointError:
+                continue
+            assert plan is None or plan.problems(name, changed) is not None

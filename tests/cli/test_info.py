@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub.utils import SafetensorsFileMetadata, SafetensorsRepoMetadata, TensorInfo
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
 from command_line import Pair, Run, write_draft
 from vispec.checkpoints import summary
@@ -156,3 +158,55 @@ def test_sizes_are_written_for_people() -> None:
         "40.2 MB",
         "14.1 GB",
     ]
+
+
+def test_draft_and_target_swapped_or_the_same_are_told(run: Run, pair: Pair) -> None:
+    swapped = run("info", pair.target, "--target", pair.draft)
+    assert swapped.code == 2
+    assert "name the draft first" in swapped.err
+    twice = run("info", pair.draft, "--target", pair.draft)
+    assert twice.code == 2
+    assert "is a draft, not a target" in twice.err
+
+
+def test_a_recommended_tree_that_is_none_is_a_problem(run: Run, pair: Pair, tmp_path: Path) -> None:
+    shutil.copytree(pair.draft, tmp_path / "draft")
+    file = tmp_path / "draft" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tree": {"size": -3}}))
+    ran = run("info", tmp_path / "draft", "--target", pair.target)
+    assert ran.code == 1
+    assert "recommends a tree that is none" in ran.out
+
+
+def test_an_adapter_is_described_as_the_target_it_makes(
+    run: Run, pair: Pair, tmp_path: Path
+) -> None:
+    stated = {"base_model_name_or_path": str(pair.target), "peft_type": "LORA"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(stated))
+    found = json.loads(run("info", tmp_path, "--json").out)["checkpoints"][0]
+    assert (found["name"], found["kind"], found["form"]) == (str(tmp_path), "target", "llava")
+    assert found["trained_for"] == str(pair.target)
+    assert run("info", pair.draft, "--target", tmp_path).code == 0
+
+
+@pytest.mark.parametrize(
+    ("model_type", "own", "kept"),
+    [
+        ("qwen3_5_text", {"layer_types": ["linear_attention", "full_attention"] * 2}, 2),
+        ("lfm2", {"layer_types": ["conv", "full_attention", "conv", "conv"]}, 1),
+        ("llama", {}, 4),
+    ],
+)
+def test_layers_that_keep_no_keys_cost_no_cache(
+    model_type: str, own: dict[str, Any], kept: int
+) -> None:
+    config = AutoConfig.for_model(
+        model_type,
+        num_hidden_layers=4,
+        hidden_size=32,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        **own,
+    )
+    assert summary._cache_bytes_per_token(config) == kept * 2 * 2 * 8 * 2

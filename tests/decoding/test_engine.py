@@ -516,3 +516,23 @@ def test_a_perfect_draft_accepts_every_depth_in_every_pass(target: Target) -> No
     assert stats.acceptance_length == 5
     assert stats.accepted_per_pass == 4
     assert stats.accepted_by_depth == [4, 4, 4, 4]
+
+
+def test_one_request_is_answered_alone(engine: Engine) -> None:
+    request = Request("the cat", [talking.picture(0)], Sampling(max_new_tokens=5))
+    alone, (listed,) = engine.generate(request), engine.generate([request])
+    assert alone.token_ids == listed.token_ids
+    with pytest.raises(TypeError, match="belong in the requests"):
+        engine.generate(request, [talking.picture(0)])  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("prompt", [None, 5, ["a", "b"], [[{"role": "user", "content": "a"}]]])
+def test_what_is_no_prompt_is_named(engine: Engine, prompt: Any) -> None:
+    with pytest.raises(TypeError, match="a list of Request"):
+        engine.generate(prompt)
+
+
+def test_no_images_may_be_none(engine: Engine) -> None:
+    asked = {"max_new_tokens": 5, "temperature": 0}
+    nothing = engine.generate("the cat", None, videos=None, **asked)  # type: ignore[call-overload]
+    assert nothing.token_ids == engine.generate("the cat", **asked).token_ids

@@ -249,6 +249,25 @@ def test_features_are_the_hidden_states_of_the_layers_asked_for(family: Family) 
     torch.testing.assert_close(layered.features, given, rtol=0, atol=1e-9)
 
 
+@every_family
+@torch.inference_mode()
+def test_logits_are_the_models_own(family: Family) -> None:
+    """Bounded where the model bounds them, and nowhere else."""
+    target, said = family.target(), [7, 9, 11]
+    asked = prompts(family, 3, seed=9)[-1]
+    prompt, cache = target.prompt(dict(asked)), target.new_cache(1, 256)
+    whole = asked | {"input_ids": torch.cat([asked["input_ids"], torch.tensor([said])], 1)}
+    if family.marks:
+        whole[family.marks] = torch.nn.functional.pad(asked[family.marks], (0, len(said)))
+    expected = target.model(**whole, use_cache=False).logits[0, len(prompt) - 1 :]
+    place = torch.arange(len(said))[None]
+    chain = Tree(torch.tensor([said]), place - 1, place, len(said) - 1, torch.zeros(1, len(said)))
+    found = [target.prefill(prompt, cache, 0).logits, target.verify(chain, cache).logits[0]]
+    # Linear attention computes in float32, in one way step by step and in another at once.
+    near = 1e-4 if target.chains_only else 1e-9
+    torch.testing.assert_close(torch.cat(found), expected, rtol=near, atol=near)
+
+
 @pytest.mark.parametrize("kind", DRAFTS)
 @every_family
 @torch.inference_mode()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from vispec.checkpoints.files import LICENCE_FILES, fetch, licence
 from vispec.checkpoints.registry import file_of
 from vispec.errors import CheckpointError
 
@@ -64,6 +66,29 @@ def export(
         draft, said = nearest, left_out
     file.write(draft, folder, form, **extra)
     return said
+
+
+def carry_licence(place: str, folder: str | os.PathLike[str]) -> str | None:
+    """Put the licence of a checkpoint into a folder that its weights were written to.
+
+    Args:
+        place: the folder or hub repository that they come from.
+        folder: where they are now.
+
+    Returns:
+        its name, None where none is stated.
+    """
+    stated = licence(place)
+    if stated is None:
+        return None
+    for name in LICENCE_FILES:
+        file = fetch(place, name)
+        if file is not None:
+            (Path(folder) / name).write_bytes(file.read_bytes())
+            return stated
+    card = f"---\nlicense: {stated}\n---\n\nThe weights come from {place}.\n"
+    (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+    return stated
 
 
 def write(draft: nn.Module, folder: str | os.PathLike[str], **extra: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ TYPES = {
     torch.bool: "BOOL",
 }
 """Names of number formats in safetensors files."""
+LICENCE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE")
 EMBEDDED = Path(__file__).parent.parent / "models"
 """Where the embedded pair lies: the folders `target` and `draft`."""
 
@@ -115,6 +117,30 @@ def read_object(name: str, path: Path) -> dict[str, Any]:
     return found
 
 
+def licence(place: str) -> str | None:
+    """The licence that a model card's header or a licence file states."""
+    stated = card_entry(place, "license_name"), card_entry(place, "license")
+    for name in stated:
+        if name and name != "other":
+            return name
+    for name in LICENCE_FILES:
+        file = fetch(place, name)
+        if file is not None:
+            words = file.read_text(errors="replace").split("\n")
+            return next((line.strip(" #") for line in words if line.strip(" #")), None)
+    return None
+
+
+def card_entry(place: str, key: str) -> str | None:
+    """What the header of a model card states under a key; of a list, the first."""
+    card = fetch(place, "README.md")
+    header = card and re.match(r"---\n(.*?)\n---", card.read_text(errors="replace"), re.DOTALL)
+    if not header:
+        return None
+    stated = re.search(rf"^{key}:[ \t]*(?:\n\s*-\s*)?(\S.*?)\s*$", header.group(1), re.MULTILINE)
+    return stated.group(1).strip("'\"") if stated else None
+
+
 def base_of_adapter(name: str) -> str | None:
     """The model that a PEFT adapter's folder or repository names, pinned as it pins it.
 
@@ -152,11 +178,10 @@ def weight_files(name: str, *, pickled: bool = False) -> list[Path]:
     if pickled and (old := _sharded(name, "pytorch_model.bin")) is not None:
         return old
     names = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-    if pickled or not any(exists(name, file) for file in names):
-        if not Path(name).is_dir() and is_offline_mode():
-            raise CheckpointError.unavailable(name, ["model.safetensors"], "offline mode is on")
-        names = ()
-    raise unweighted(name, "model.safetensors", names[:1])
+    has_old = not pickled and any(exists(name, file) for file in names)
+    if not has_old and not Path(name).is_dir() and is_offline_mode():
+        raise CheckpointError.unavailable(name, ["model.safetensors"], "offline mode is on")
+    raise unweighted(name, "model.safetensors", names[:1] if has_old else ())
 
 
 def unweighted(name: str, file: str, pickled: Sequence[str] = ()) -> CheckpointError:
@@ -223,7 +248,7 @@ def tensor_headers(
                     view = file.get_slice(key)
                     yield key, tuple(view.get_shape()), view.get_dtype()
         except Exception as error:  # safetensors raises its own error, and OSError
-            raise CheckpointError(name, f"has an unreadable {path.name}: {error}") from error
+            raise _unreadable(name, path, error) from error
 
 
 def read_tensors(name: str, *, pickled: bool = False) -> dict[str, Tensor]:
@@ -233,8 +258,16 @@ def read_tensors(name: str, *, pickled: bool = False) -> dict[str, Tensor]:
         try:
             tensors |= _unpickled(path, "cpu") if path.suffix == ".bin" else load_file(path)
         except Exception as error:
-            raise CheckpointError(name, f"has an unreadable {path.name}: {error}") from error
+            raise _unreadable(name, path, error) from error
     return tensors
+
+
+def _unreadable(name: str, path: Path, error: Exception) -> CheckpointError:
+    # Behind its first sentence torch recommends to open pickles that it has just refused.
+    reason = str(error).split("\n", 1)[0].split(". ", 1)[0]
+    return CheckpointError(
+        name, f"has an unreadable {path.name}: {reason}", fix="Copy or download it again."
+    )
 
 
 def _unpickled(path: Path, device: str) -> dict[str, Tensor]:

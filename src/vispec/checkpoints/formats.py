@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vispec.decoding.tree import TreeShape
 from vispec.errors import CheckpointError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -72,6 +73,25 @@ class Plan:
         self.network.load_state_dict(own, strict=True, assign=True)
         self.finish(self.network, tensors)
         return self.network.eval().requires_grad_(False)
+
+
+def advised_tree(plan: Plan, name: str) -> TreeShape | None:
+    """The tree that a draft's configuration recommends; None where it recommends none.
+
+    Raises:
+        CheckpointError: for what is no tree.
+    """
+    stated = plan.facts.get("tree")
+    if not stated:
+        return None
+    try:
+        return TreeShape(**stated)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            name,
+            f"recommends a tree that is none: {stated!r} ({error})",
+            fix="Correct 'tree' in its config.json: size, depth and width, whole numbers.",
+        ) from error
 
 
 def facts(config: Mapping[str, Any]) -> dict[str, Any]:

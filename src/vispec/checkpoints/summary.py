@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -17,13 +16,14 @@ from transformers.utils.hub import is_offline_mode
 
 from vispec.checkpoints.files import (
     base_of_adapter,
-    fetch,
+    card_entry,
+    licence,
     locate,
     pinned,
     read_config,
     tensor_headers,
 )
-from vispec.checkpoints.formats import Plan
+from vispec.checkpoints.formats import Plan, advised_tree
 from vispec.checkpoints.registry import plan
 from vispec.drafts.sequential import SequentialDraft
 from vispec.errors import CheckpointError, DraftMismatchError
@@ -36,7 +36,6 @@ BYTES = {
 }  # fmt: skip
 """Size of an element of each safetensors type."""
 
-LICENCE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE")
 Headers = Mapping[str, tuple[tuple[int, ...], str]]
 """Tensor name to shape and safetensors type."""
 
@@ -117,6 +116,10 @@ def summarise(
         supported = isinstance(found.network, SequentialDraft)
         error = found.problems(os.fspath(name), shapes)
         problems = str(error).splitlines() if error else []
+        try:
+            advised_tree(found, os.fspath(name))
+        except CheckpointError as wrong:
+            problems.append(str(wrong))
         cache, context = 0, 0
     else:
         form = str(config.get("model_type") or "without model_type")
@@ -173,12 +176,25 @@ def mismatches(
     shapes = {key: shape for key, (shape, _) in read_headers(place, pickled=pickled).items()}
     found = plan(read_config(place), shapes, os.fspath(draft))
     if found is None:
-        raise CheckpointError(draft, "is not a draft of a known format")
+        swapped = read_config(place).get("model_type") in FAMILIES
+        fix = "It is a target; name the draft first, and the target behind --target."
+        raise CheckpointError(draft, "is not a draft of a known format", fix=fix if swapped else "")
+    _refuse_draft(target, pickled)
     try:
         found.network.check(target_structure(target))  # type: ignore[operator]
     except DraftMismatchError as error:
         return list(error.mismatches)
     return []
+
+
+def _refuse_draft(target: str | os.PathLike[str], pickled: bool) -> None:
+    place = locate(target, "target")
+    try:
+        shapes = {key: shape for key, (shape, _) in read_headers(place, pickled=pickled).items()}
+    except CheckpointError:  # a configuration is enough to compare with
+        return
+    if plan(read_config(place), shapes, os.fspath(target)) is not None:
+        raise CheckpointError(target, "is a draft, not a target")
 
 
 def target_structure(name: str | os.PathLike[str]) -> Target:
@@ -227,32 +243,8 @@ def _read(place: str, pickled: bool) -> dict[str, tuple[tuple[int, ...], str]]:
     return {key: (shape, kind) for key, shape, kind in tensor_headers(place, pickled=pickled)}
 
 
-def licence(place: str) -> str | None:
-    """The licence that a model card's header or a licence file states."""
-    stated = _card_entry(place, "license_name"), _card_entry(place, "license")
-    for name in stated:
-        if name and name != "other":
-            return name
-    for name in LICENCE_FILES:
-        file = fetch(place, name)
-        if file is not None:
-            words = file.read_text(errors="replace").split("\n")
-            return next((line.strip(" #") for line in words if line.strip(" #")), None)
-    return None
-
-
 def _trained_for(draft: Plan, place: str) -> str | None:
-    return draft.facts.get("target") or _card_entry(place, "base_model")
-
-
-def _card_entry(place: str, key: str) -> str | None:
-    """What the header of a model card states under a key; of a list, the first."""
-    card = fetch(place, "README.md")
-    header = card and re.match(r"---\n(.*?)\n---", card.read_text(errors="replace"), re.DOTALL)
-    if not header:
-        return None
-    stated = re.search(rf"^{key}:[ \t]*(?:\n\s*-\s*)?(\S.*?)\s*$", header.group(1), re.MULTILINE)
-    return stated.group(1).strip("'\"") if stated else None
+    return draft.facts.get("target") or card_entry(place, "base_model")
 
 
 def _config(place: str) -> Any:

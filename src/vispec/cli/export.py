@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from rich.text import Text
@@ -51,11 +52,13 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
 def run(options: argparse.Namespace) -> int:
     """Read, write, say what is missing."""
     quiet_libraries()
-    from vispec.checkpoints.export import export
+    from vispec.checkpoints.export import carry_licence, export
     from vispec.checkpoints.files import locate
     from vispec.checkpoints.registry import plan_of, read
 
     place, pickled = locate(options.draft, "draft"), options.allow_pickle
+    if os.path.exists(options.folder) and os.path.samefile(options.folder, place):
+        raise VispecError(f"'{options.folder}' is the draft's own folder; write to another one")
     facts = plan_of(place, options.draft, pickled=pickled).facts
     draft = read(place, label=options.draft, pickled=pickled)
     extra = {**facts, **({"target": options.target} if options.target else {})}
@@ -63,12 +66,35 @@ def run(options: argparse.Namespace) -> int:
         if "target" not in extra:
             raise VispecError("the speculators format names the draft's target: give --target")
         extra["target_architectures"] = architectures(extra["target"])
-    left = export(draft, options.folder, options.format, closest=options.closest, **extra)
+    if options.target:
+        refuse_misfits(options, pickled)
+    try:
+        left = export(draft, options.folder, options.format, closest=options.closest, **extra)
+        terms = carry_licence(place, options.folder)
+    except OSError as error:
+        raise VispecError(f"cannot write to '{options.folder}': {error}") from error
     screen = Screen()
     screen.put(Text(f"wrote {options.folder} in the {options.format} format"))
+    if terms:
+        screen.put(Text(f"  licence: {terms}"))
     for sentence in left:
         screen.put(Text(f"  {sentence}"))
     return 0
+
+
+def refuse_misfits(options: argparse.Namespace, pickled: bool) -> None:
+    """Raise what differs between the draft and its target, where that is within reach."""
+    from vispec.checkpoints.files import locate, read_config
+    from vispec.checkpoints.summary import mismatches
+    from vispec.errors import CheckpointError, DraftMismatchError
+
+    try:
+        read_config(locate(options.target))
+    except CheckpointError:
+        return
+    misfits = mismatches(options.draft, options.target, pickled=pickled)
+    if misfits:
+        raise DraftMismatchError(options.draft, options.target, misfits)
 
 
 def architectures(target: str) -> list[str]:

@@ -39,7 +39,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def lengths_may_vary(inputs: dict[str, Any]) -> bool:
     """Whether a decoder is given nothing but what can be compiled for prompts of every length."""
     given = {name for name, value in inputs.items() if value is not None}
-    return given <= _LENGTH_AXIS.keys() | {"past_key_values", "use_cache"}
+    return given <= _LENGTH_AXIS.keys() | {"cache", "past_key_values", "use_cache"}
 
 
 def let_length_vary(inputs: dict[str, Any]) -> None:

@@ -141,6 +141,7 @@ class Engine:
 
     Raises:
         DraftMismatchError: if the draft does not fit the target.
+        SamplingError: for a setting outside its range.
     """
 
     def __init__(
@@ -154,6 +155,12 @@ class Engine:
         fetch: Fetch | None = None,
         compile: bool = False,
     ) -> None:
+        if isinstance(max_batch, bool) or not isinstance(max_batch, int) or max_batch < 1:
+            raise SamplingError("max_batch", max_batch, "a whole number from 1 on")
+        if not isinstance(tree, TreeShape | None):
+            raise SamplingError("tree", tree, "a TreeShape, such as TreeShape(30, 4, 8), or None")
+        if not isinstance(sampled, SampledShape | None):
+            raise SamplingError("sampled", sampled, "a SampledShape or None")
         if draft is not None:
             draft.check(target)
         if compile:
@@ -182,6 +189,15 @@ class Engine:
     @overload
     def generate(
         self,
+        prompt: Request,
+        *,
+        speculate: bool = True,
+        accept: Accept = "keyed",
+    ) -> Result: ...
+
+    @overload
+    def generate(
+        self,
         prompt: Sequence[Request],
         *,
         speculate: bool = True,
@@ -189,10 +205,10 @@ class Engine:
     ) -> list[Result]: ...
 
     def generate(self, prompt: Any, images: Any = (), **options: Any) -> Any:
-        """Answer a question about images, or a list of requests in one batch.
+        """Answer a question about images, a request, or a list of requests in one batch.
 
         Args:
-            prompt: a question, a conversation, or a list of `Request`.
+            prompt: a question, a conversation, a `Request`, or a list of them.
             images: the pictures of a single question.
             videos: its videos.
             frames: of each video; see `Request`.
@@ -213,10 +229,10 @@ class Engine:
 
     def stream(
         self,
-        prompt: str | Sequence[Message] | Sequence[Request],
-        images: Sequence[ImageSource] = (),
+        prompt: str | Sequence[Message] | Request | Sequence[Request],
+        images: Sequence[ImageSource] | None = (),
         *,
-        videos: Sequence[VideoSource] = (),
+        videos: Sequence[VideoSource] | None = (),
         frames: int | None = None,
         speculate: bool = True,
         accept: Accept = "keyed",
@@ -226,21 +242,24 @@ class Engine:
         """As `generate`, but an iterator of `Piece` whose `result` is there at its end."""
         if accept not in ("keyed", "stochastic"):
             raise SamplingError("accept", accept, "'keyed' or 'stochastic'")
-        if _is_batch(prompt):
+        images, videos = _several(images), _several(videos)
+        if isinstance(prompt, Request) or _is_batch(prompt):
             if images or videos or frames or sampling or logits_processor is not None:
-                raise TypeError("images and sampling of a list of requests belong in the requests")
-            requests: list[Request] = list(prompt)  # type: ignore[arg-type]
+                raise TypeError("images and sampling of requests belong in the requests")
+            alone = isinstance(prompt, Request)
+            requests: list[Request] = [prompt] if alone else list(prompt)  # type: ignore[arg-type, list-item]
         else:
             unknown = set(sampling) - Sampling.names()
             if unknown:
                 known = ", ".join(sorted(Sampling.names()))
                 raise TypeError(f"unknown option {', '.join(sorted(unknown))}; there are: {known}")
-            if isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray):
-                images = [images]
-            if not isinstance(prompt, str) and not all(isinstance(p, Mapping) for p in prompt):
-                raise TypeError("prompt must be a text, a list of messages or a list of Request")
-            if isinstance(videos, str | os.PathLike | bytes | np.ndarray):
-                videos = [videos]
+            if not isinstance(prompt, str) and not (
+                isinstance(prompt, list | tuple) and all(isinstance(p, Mapping) for p in prompt)
+            ):
+                raise TypeError(
+                    f"prompt is {type(prompt).__name__}; it must be a text, a list of messages, a"
+                    " Request, or, to ask several things at once, a list of Request"
+                )
             wishes = Sampling(**sampling)
             requests = [Request(prompt, images, wishes, logits_processor, videos, frames)]  # type: ignore[arg-type]
         answers = [self._answer(request, index) for index, request in enumerate(requests)]
@@ -322,6 +341,14 @@ class _Answer:
         assert job.finish_reason is not None
         self.stream.finish()
         return Result(self.stream.text, job.token_ids, job.finish_reason, job.stats)
+
+
+def _several(shown: Any) -> Sequence[Any]:
+    """A list of what is shown, which may be given as one thing or as nothing."""
+    if shown is None:
+        return ()
+    single = isinstance(shown, str | os.PathLike | bytes | Image.Image | np.ndarray)
+    return [shown] if single else shown
 
 
 def _is_batch(prompt: object) -> bool:

@@ -35,6 +35,7 @@ from vispec.targets.hooks import (
     execution_device,
     recorded,
     replayed,
+    with_cache,
 )
 from vispec.targets.visual import MODALITIES, index_by_count, run_towers
 from vispec.videos import VideoSource
@@ -176,7 +177,7 @@ class Target:
 
     @property
     def logit_cap(self) -> float | None:
-        """What bounds the model's logits. Text models state it; what is built on them ignores it."""
+        """What bounds the model's logits: of a text model, what it states; of most others, none."""
         return getattr(self.config, "final_logit_softcapping", None)
 
     def input_tokens(self, token: Tensor) -> Tensor:
@@ -399,7 +400,7 @@ class Target:
             input_ids=self.input_tokens(token.clamp(min=0)),
             position_ids=cache.next_position[:, None] + depth,
             attention_mask=self._tree_mask(ancestor_mask(parent, max_depth), depth, cache),
-            past_key_values=cache,
+            **with_cache(self.decoder, cache),
             use_cache=True,
         ).last_hidden_state
         return self.logits(hidden), hidden

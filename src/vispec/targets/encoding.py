@@ -25,6 +25,12 @@ FRAMES: Mapping[str, Mapping[str, int]] = {
 """How families choose a video's frames whose processors leave that to their caller."""
 
 
+TORCHVISION = (
+    "install the one made for your torch; for its CPU build: pip install torchvision --index-url"
+    " https://download.pytorch.org/whl/cpu"
+)
+
+
 def chat_text(processor: Any, messages: Sequence[Mapping[str, Any]], name: str) -> str:
     """Apply a processor's chat template, and ask for an answer.
 
@@ -102,7 +108,7 @@ def model_inputs(
             parts: list[str] = getattr(type(processor), "get_attributes", list)()
             if any("video" in part for part in parts):
                 reason = f"Hugging Face's part of '{name}' for videos needs torchvision"
-                raise VideoError("what was given", reason, "install that of your torch's build")
+                raise VideoError("what was given", reason, TORCHVISION)
             raise VideoError(
                 "what was given", f"'{name}' takes no videos", "ask about single frames"
             )

@@ -10,14 +10,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache as cache_results
+from inspect import signature
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 from vispec.decoding.cache import SlotCache
 from vispec.decoding.states import PathWindows, StateLayer
 from vispec.decoding.tree import Tree, ancestors
+from vispec.errors import VispecError
+
+CACHE_NAMES = ("cache", "past_key_values")
+"""What Hugging Face's models call their cache, from version 5.24 on and before."""
+
+
+def with_cache(module: nn.Module, cache: Any) -> dict[str, Any]:
+    """The argument that gives a model its cache."""
+    known = signature(module.forward).parameters
+    return {next((name for name in CACHE_NAMES if name in known), CACHE_NAMES[-1]): cache}
+
+
+def _cache_name(kwargs: dict[str, Any], cache: Any) -> str | None:
+    """Under which name a module is given this cache; None where it is not."""
+    return next((name for name in CACHE_NAMES if kwargs.get(name) is cache), None)
 
 
 class _Entered(Exception):  # noqa: N818 - a way out, not an error
@@ -38,18 +55,21 @@ def decoder_inputs(
     """
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if kwargs.get("past_key_values") is cache:
+        if _cache_name(kwargs, cache):
             raise _Entered(kwargs)
 
     # Before any hook of the user's, which the pass that follows runs.
     hook = decoder.register_forward_pre_hook(look, with_kwargs=True, prepend=True)
     try:
-        model(**inputs, past_key_values=cache, use_cache=True)
+        model(**inputs, **with_cache(model, cache), use_cache=True)
     except _Entered as entered:
         return entered.inputs
     finally:
         hook.remove()
-    raise RuntimeError(f"{type(model).__name__} did not call its decoder")
+    raise VispecError(
+        f"{type(model).__name__} did not call its decoder as in the versions of transformers that"
+        f" vispec knows; this is {transformers.__version__}: install another, or report it"
+    )
 
 
 @contextmanager
@@ -88,7 +108,7 @@ def recorded(decoder: Any, layers: Sequence[int], cache: SlotCache) -> Iterator[
     for index in set(layers):
 
         def look(_: nn.Module, args: Any, kwargs: Any, out: Any = None, i: int = index) -> None:
-            if kwargs.get("past_key_values") is cache:
+            if _cache_name(kwargs, cache):
                 given = args[0] if args else kwargs.get("hidden_states")
                 made = out[0] if isinstance(out, tuple) else out
                 found.hidden[i] = given if out is None else made
@@ -143,14 +163,15 @@ def branched(decoder: Any, cache: SlotCache, tree: Tree) -> Iterator[None]:
         view = PathWindows(state, cache.slots, tree.depth)
 
         def enter(_: nn.Module, args: Any, kwargs: Any, view: PathWindows = view) -> Any:
-            if kwargs.get("past_key_values") is not cache:
+            name = _cache_name(kwargs, cache)
+            if name is None:
                 return None
             hidden = args[0] if args else kwargs["hidden_states"]
             behind = hidden[paths(view.state.kernel)].flatten(0, 1)
-            return (), {**kwargs, "hidden_states": behind, "past_key_values": view}
+            return (), {**kwargs, "hidden_states": behind, name: view}
 
         def leave(_: nn.Module, args: Any, kwargs: Any, out: Any, view: PathWindows = view) -> Any:
-            return out[:, -1].unflatten(0, shape) if kwargs["past_key_values"] is view else None
+            return out[:, -1].unflatten(0, shape) if _cache_name(kwargs, view) else None
 
         for module in _own(decoder.layers[index], index):
             hooks.append(module.register_forward_pre_hook(enter, with_kwargs=True))
