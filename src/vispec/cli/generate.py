@@ -51,7 +51,8 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="a video to ask about, where the target takes videos (needs vispec[video])",
+        help="a video to ask about, where the target takes videos; needs vispec[video], and "
+        "torchvision for most families",
     )
     parser.add_argument(
         "--frames",
