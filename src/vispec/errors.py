@@ -234,3 +234,15 @@ class UnsupportedLogitsProcessorError(VispecError, ValueError):
         self.name = name
         fix = fix or "use a chain draft (tree width 1) or speculate=False with it"
         super().__init__(f"logits processor {name} cannot be used on a tree: {reason}; {fix}")
+
+
+class SettingsError(VispecError, ValueError):
+    """A recipe or configuration that says what there is not, or not what it must.
+
+    Attributes:
+        problem: what is wrong, and where.
+    """
+
+    def __init__(self, problem: str, fix: str = "") -> None:
+        self.problem = problem
+        super().__init__(f"{problem}. {fix}" if fix else problem)

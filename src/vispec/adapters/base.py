@@ -1,33 +1,66 @@
 """What stands between an image and a draft.
 
-Shapes: `b` images, `n` visual tokens (padded), `r` compressed tokens, `d` hidden size.
+Shapes: `b` images, `n` visual tokens, `r` tokens of them for the draft, `d` hidden size.
+
+Images of different sizes go through together: shorter ones are padded behind their last token, and
+a mask says what is padding. What an adapter makes of an image never depends on its padding, nor on
+the other images of the batch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """An image as the draft sees it.
+    """Images as the draft sees them.
 
     Attributes:
         tokens: `[b, r, d]`, they enter the draft's decoder layer in the image's place.
         globals: `[b, d]`, one vector joined to every later text position, or None.
+        mask: `[b, r]`, False behind an image's own last token; None where all have `r`.
+        loss: what the adapter itself wants to be small, a scalar; None where it wants nothing.
     """
 
     tokens: Tensor
-    globals: Tensor | None
+    globals: Tensor | None = None
+    mask: Tensor | None = None
+    loss: Tensor | None = None
+
+    def counts(self) -> Tensor:
+        """`[b]`, how many tokens each image has."""
+        b, r, _ = self.tokens.shape
+        if self.mask is None:
+            return self.tokens.new_full((b,), r).long()
+        return self.mask.sum(1)
 
 
 class Adapter(nn.Module):
-    """Maps an image's embeddings to a few tokens and, optionally, one global vector."""
+    """Maps an image's embeddings to tokens for the draft and, optionally, one global vector.
+
+    Args:
+        settings: what it was built with beside the hidden size, fit for JSON; see `build`.
+    """
 
     has_global: bool = False
+    """Whether it makes a global vector."""
 
-    def forward(self, visual: Tensor, mask: Tensor | None = None) -> Compressed:
-        """Compress `visual [b, n, d]`; `mask [b, n]` is False at padding."""
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self.settings = settings
+
+    def forward(
+        self, visual: Tensor, mask: Tensor | None = None, question: Tensor | None = None
+    ) -> Compressed:
+        """Compress images.
+
+        Args:
+            visual: `[b, n, d]` their embeddings.
+            mask: `[b, n]`, False at padding, which comes last.
+            question: `[b, d]`, what is asked of each: the mean embedding of the prompt's text.
+        """
         raise NotImplementedError

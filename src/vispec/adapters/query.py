@@ -24,14 +24,16 @@ class QueryAdapter(Adapter):
     has_global = True
 
     def __init__(self, hidden_size: int, heads: int, queries: int = 2, bias: bool = False) -> None:
-        super().__init__()
+        super().__init__(heads=heads, queries=queries, bias=bias)
         head_dim = hidden_size // heads
         self.q = nn.Parameter(torch.randn(queries, heads, head_dim) * head_dim**-0.5)
         self.k_proj = nn.Linear(hidden_size, heads * head_dim, bias=bias)
         self.v_proj = nn.Linear(hidden_size, heads * head_dim, bias=bias)
         self.o_proj = nn.Linear(heads * head_dim, hidden_size, bias=False)
 
-    def forward(self, visual: Tensor, mask: Tensor | None = None) -> Compressed:
+    def forward(
+        self, visual: Tensor, mask: Tensor | None = None, question: Tensor | None = None
+    ) -> Compressed:
         b, n, _ = visual.shape
         _, heads, head_dim = self.q.shape
         query = self.q.transpose(0, 1).expand(b, -1, -1, -1)

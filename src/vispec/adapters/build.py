@@ -1,0 +1,76 @@
+"""Adapters by name, as configurations and recipes state them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vispec.adapters.base import Adapter
+from vispec.adapters.convolution import ConvolutionAdapter
+from vispec.adapters.elastic import ElasticAdapter
+from vispec.adapters.hidden import HiddenAdapter
+from vispec.adapters.linear import LinearAdapter
+from vispec.adapters.mlp import MlpAdapter
+from vispec.adapters.pooling import PoolingAdapter
+from vispec.adapters.pruning import PruningAdapter
+from vispec.adapters.query import QueryAdapter
+from vispec.adapters.resampler import ResamplerAdapter
+from vispec.adapters.stacked import StackedAdapter
+from vispec.adapters.transformer import TransformerAdapter
+from vispec.errors import SettingsError
+
+KINDS: dict[str, type[Adapter]] = {
+    "query": QueryAdapter,
+    "linear": LinearAdapter,
+    "mlp": MlpAdapter,
+    "transformer": TransformerAdapter,
+    "pooling": PoolingAdapter,
+    "pruning": PruningAdapter,
+    "convolution": ConvolutionAdapter,
+    "resampler": ResamplerAdapter,
+    "hidden": HiddenAdapter,
+    "elastic": ElasticAdapter,
+    "stacked": StackedAdapter,
+}
+"""What can be asked for; the last two are made of others, their `parts`."""
+
+
+def build(settings: Mapping[str, Any] | Sequence[Mapping[str, Any]], hidden_size: int) -> Adapter:
+    """An untrained adapter.
+
+    Args:
+        settings: `{"kind": "pooling", "keep": 16}`, with the arguments of that kind beside it; or
+            a list of such, which are applied one behind the other.
+        hidden_size: of the target.
+
+    Raises:
+        SettingsError: for an unknown kind, or arguments that it has not or cannot do without.
+    """
+    if not isinstance(settings, Mapping):
+        settings = {"kind": "stacked", "parts": list(settings)}
+    given = dict(settings)
+    kind = given.pop("kind", None)
+    if kind not in KINDS:
+        raise SettingsError(f"there is no adapter '{kind}'", f"Known are {', '.join(KINDS)}.")
+    arguments: dict[str, Any] = {"hidden_size": hidden_size}
+    if "parts" in given:
+        given["settings"] = given["parts"]
+        given["parts"] = [build(part, hidden_size) for part in given["parts"]]
+    wanted = inspect.signature(KINDS[kind])
+    arguments = {k: v for k, v in arguments.items() if k in wanted.parameters} | given
+    try:
+        wanted.bind(**arguments)
+        return KINDS[kind](**arguments)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        options = [name for name in wanted.parameters if name not in ("hidden_size", "settings")]
+        raise SettingsError(
+            f"adapter '{kind}' cannot be built of {dict(settings)}: {error}",
+            f"It takes {', '.join(options) or 'nothing'}.",
+        ) from error
+
+
+def settings_of(adapter: Adapter) -> dict[str, Any]:
+    """What `build` makes such an adapter of."""
+    kind = next(name for name, known in KINDS.items() if type(adapter) is known)
+    return {"kind": kind, **adapter.settings}

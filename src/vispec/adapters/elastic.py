@@ -1,0 +1,90 @@
+"""SpecVLM's elastic compressor (arXiv 2509.11815): for every image, the adapter that suits it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vispec.adapters.base import Adapter, Compressed
+
+
+class ElasticAdapter(Adapter):
+    """A gate that looks at the image and at what is asked chooses one of several adapters.
+
+    In training the choice is drawn (Gumbel-softmax, arXiv 1611.01144), and its gradient is that of
+    the probabilities; afterwards it is the likeliest, and only the chosen ones run.
+
+    Args:
+        hidden_size: `d`.
+        parts: what it chooses from.
+        settings: what they were built with.
+        temperature: of the draws; the lower, the closer their gradient is to that of a choice.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        parts: Sequence[Adapter],
+        settings: Sequence[Mapping[str, Any]],
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(parts=list(settings), temperature=temperature)
+        self.parts = nn.ModuleList(parts)
+        self.gate = nn.Linear(2 * hidden_size, len(parts))
+        self.temperature = temperature
+        self.has_global = any(part.has_global for part in parts)
+
+    def choice(self, visual: Tensor, mask: Tensor | None, question: Tensor | None) -> Tensor:
+        """`[b, parts]` logits of the gate."""
+        if mask is None:
+            mean = visual.mean(1)
+        else:
+            mean = (visual * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        asked = torch.zeros_like(mean) if question is None else question
+        return self.gate(torch.cat([mean, asked], -1))
+
+    def forward(
+        self, visual: Tensor, mask: Tensor | None = None, question: Tensor | None = None
+    ) -> Compressed:
+        logits = self.choice(visual, mask, question)
+        if self.training:
+            weight = F.gumbel_softmax(logits, self.temperature, hard=True)
+        else:
+            weight = F.one_hot(logits.argmax(-1), len(self.parts)).to(visual.dtype)
+        return self._chosen(weight, visual, mask, question)
+
+    def _chosen(
+        self, weight: Tensor, visual: Tensor, mask: Tensor | None, question: Tensor | None
+    ) -> Compressed:
+        """What the part with weight one makes of each image, times its weight."""
+        b, _, d = visual.shape
+        of = weight.argmax(-1)
+        found: list[tuple[Tensor, Compressed]] = []
+        for index, part in enumerate(self.parts):
+            rows = (of == index).nonzero()[:, 0]
+            if len(rows):
+                asked = None if question is None else question[rows]
+                seen = None if mask is None else mask[rows]
+                found.append((rows, part(visual[rows], seen, asked)))
+        r = max(compressed.tokens.shape[1] for _, compressed in found)
+        tokens, real = visual.new_zeros(b, r, d), torch.zeros(b, r, dtype=torch.bool)
+        real = real.to(visual.device)
+        globals_ = visual.new_zeros(b, d) if self.has_global else None
+        loss = None
+        for rows, compressed in found:
+            own = compressed.tokens.shape[1]
+            scale = weight[rows, of[rows]]
+            padded = F.pad(compressed.tokens * scale[:, None, None], (0, 0, 0, r - own))
+            tokens = tokens.index_copy(0, rows, padded.to(tokens.dtype))
+            real[rows, :own] = True if compressed.mask is None else compressed.mask
+            if compressed.globals is not None and globals_ is not None:
+                scaled = (compressed.globals * scale[:, None]).to(globals_.dtype)
+                globals_ = globals_.index_copy(0, rows, scaled)
+            if compressed.loss is not None:
+                share = compressed.loss * len(rows) / b
+                loss = share if loss is None else loss + share
+        return Compressed(tokens, globals_, None if bool(real.all()) else real, loss)
