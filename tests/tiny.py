@@ -18,6 +18,8 @@ from transformers import (
 from vispec.adapters import QueryAdapter
 from vispec.decoding.tree import Tree
 from vispec.drafts import EagleConfig, EagleDraft
+from vispec.drafts.reading import Rows, Seen
+from vispec.drafts.sequential import SequentialDraft
 from vispec.targets import Target, wrap
 from vispec.targets.base import Prefill, Prompt
 
@@ -181,3 +183,13 @@ def prompt_key(inputs: dict[str, Any]) -> str:
         if name.startswith("pixel") and isinstance(value, Tensor)
     ]
     return f"{inputs['input_ids'].tolist()} {seen}"
+
+
+def read(
+    draft: SequentialDraft, embeddings: Tensor, features: Tensor, index: Tensor, following: Tensor
+) -> Rows:
+    """The rows of one prompt and the token behind it."""
+    words = torch.cat([embeddings, following[None]])
+    index = torch.cat([index, index.new_tensor([-1])])
+    (rows,) = draft.read([Seen(words, features, index, len(embeddings))])
+    return rows

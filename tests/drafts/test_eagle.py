@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import tiny
 from recordings import Recording, cases, load
 from vispec.decoding.tree import Tree, ancestor_mask
 
@@ -83,8 +84,8 @@ def test_reading_a_prompt_fills_the_cache_as_recorded(recording: Recording) -> N
 def test_every_row_of_a_prompt_comes_out_as_recorded(recording: Recording) -> None:
     prefill = recording.prefill
     following = recording.session.embedding(recording["input_ids"][0, -1])
-    rows = recording.draft.read(
-        prefill.embeddings, prefill.features, prefill.image_index, following
+    rows = tiny.read(
+        recording.draft, prefill.embeddings, prefill.features, prefill.image_index, following
     )
     hidden = recording.draft(rows.hidden[None], rows.position[None])
     scattered = torch.zeros_like(recording["prefill.output"])

@@ -91,7 +91,7 @@ def test_rows_are_those_laid_out_one_position_at_a_time(queries: int | None) -> 
         index = layout(draw, queries or 0)
         embeddings, features = numbers(2, len(index), D, seed=seed)
         following = numbers(D, seed=seed + 1000)
-        rows = draft.read(embeddings, features, torch.tensor(index), following)
+        rows = tiny.read(draft, embeddings, features, torch.tensor(index), following)
         expected, g = by_hand(draft, embeddings, features, index, following)
         positions = rows.position.tolist()
         assert positions == sorted(expected)
@@ -107,10 +107,10 @@ def test_text_before_any_image_has_no_global_vector() -> None:
     draft = random_draft(3)
     embeddings, features = numbers(2, 9, D, seed=0)
     following = numbers(D, seed=1)
-    alone = draft.read(embeddings, features, torch.full((9,), -1), following)
+    alone = tiny.read(draft, embeddings, features, torch.full((9,), -1), following)
     assert torch.equal(alone.globals, torch.zeros(D).double())
     index = torch.tensor([-1] * 4 + [0] * 5)
-    seen = draft.read(embeddings, features, index, following)
+    seen = tiny.read(draft, embeddings, features, index, following)
     torch.testing.assert_close(seen.hidden[:3], alone.hidden[:3])
     assert not torch.allclose(seen.hidden[-1], alone.hidden[-1])
 
@@ -121,7 +121,7 @@ def test_a_prompt_that_begins_with_an_image_is_read() -> None:
     for size in (3, 6):
         index = torch.tensor([0] * size + [-1] * 3)
         embeddings, features = numbers(2, len(index), D, seed=2)
-        rows = draft.read(embeddings, features, index, numbers(D, seed=3))
+        rows = tiny.read(draft, embeddings, features, index, numbers(D, seed=3))
         assert rows.hidden.isfinite().all()
         assert rows.position.tolist() == sorted(set(rows.position.tolist()))
         assert rows.position[-1] == len(index) - 1

@@ -303,7 +303,7 @@ def test_every_kind_of_draft_reads_what_the_model_saw(family: Family, kind: str)
         places = (ids[0, :t] == IMAGE) | (ids[0, :t] == VIDEO)
         index[places] = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts).long())
         words = target.embedding(torch.tensor(said))
-        rows = draft.read(states[0][:t], features[:t], index, words[0])
+        rows = tiny.read(draft, states[0][:t], features[:t], index, words[0])
         behind = draft.combine(words[1:], draft.fuse(features[t : t + 2]), rows.globals)
         position = torch.cat([rows.position, torch.arange(t, t + 2)])
         expected = draft(torch.cat([rows.hidden, behind])[None], position[None])[0, -1]

@@ -45,8 +45,8 @@ def guesses(draft: EagleDraft, sample: Sample, features: Tensor) -> Tensor:
     """The feature guessed at every answer position, each from what stands before it alone."""
     found = []
     for p in range(sample.answer_start, len(features)):
-        rows = draft.read(
-            sample.embeddings[:p], features[:p], sample.image_index[:p], sample.embeddings[p]
+        rows = tiny.read(
+            draft, sample.embeddings[:p], features[:p], sample.image_index[:p], sample.embeddings[p]
         )
         found.append(draft(rows.hidden[None], rows.position[None])[0, -1])
     return torch.stack(found)

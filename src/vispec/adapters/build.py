@@ -47,11 +47,13 @@ def build(settings: Mapping[str, Any] | Sequence[Mapping[str, Any]], hidden_size
     Raises:
         SettingsError: for an unknown kind, or arguments that it has not or cannot do without.
     """
-    if not isinstance(settings, Mapping):
+    if isinstance(settings, list | tuple):
         settings = {"kind": "stacked", "parts": list(settings)}
+    if not isinstance(settings, Mapping):
+        raise SettingsError(f"{settings!r} describes no adapter", 'Write {"kind": …}.')
     given = dict(settings)
     kind = given.pop("kind", None)
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise SettingsError(f"there is no adapter '{kind}'", f"Known are {', '.join(KINDS)}.")
     arguments: dict[str, Any] = {"hidden_size": hidden_size}
     if "parts" in given:

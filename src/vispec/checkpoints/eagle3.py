@@ -1,5 +1,7 @@
 """EAGLE-3 drafts: the official format, which SpecForge and AngelSlim write too, and speculators'.
 
+With an adapter, which only vispec reads, they are speculators' with `adapter` in the configuration.
+
 Tensors: `fc`, `norm`, `lm_head`, and one decoder layer, `midlayer.…` officially and `layers.0.…` in
 speculators' format, which may have further ones. `d2t[i]` is what is added to the draft's token `i`
 to get the target's, `t2d` marks the target's tokens that the draft can say. `embed_tokens` is a
@@ -19,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vispec.adapters import settings_of
 from vispec.checkpoints import speculators
 from vispec.checkpoints.formats import (
     Plan,
@@ -30,6 +33,7 @@ from vispec.checkpoints.formats import (
     required,
     rope,
     save,
+    stated_adapter,
     token_map,
     token_tables,
 )
@@ -50,10 +54,12 @@ def plan(config: Mapping[str, Any], shapes: Shapes, name: str) -> Plan | None:
         return None
     c = geometry(config, shapes, name)
     with torch.device("meta"):
-        draft = Eagle3Draft(c, None, empty_embedding(shapes, c), name)
+        adapter = stated_adapter(config, c.hidden_size, name)
+        draft = Eagle3Draft(c, None, empty_embedding(shapes, c), name, adapter)
     official = layer == "midlayer."
+    form = "speculators eagle3" if algorithm else "eagle3"
     return Plan(
-        form="speculators eagle3" if algorithm else "eagle3",
+        form="vispec" if adapter is not None else form,
         network=draft,
         published={
             key: key.replace("layers.0.", "midlayer.", 1) if official else key
@@ -123,12 +129,12 @@ def kind(draft: Eagle3Draft) -> str:
 
 def forms(draft: Eagle3Draft) -> tuple[str, ...]:
     """The formats it can be written in."""
-    return "eagle3", "speculators"
+    return ("vispec",) if draft.adapter is not None else ("eagle3", "speculators")
 
 
 def unsaid(draft: Eagle3Draft, form: str) -> list[str]:
     """What of it the official format cannot say, or its readers do not read."""
-    if form == "speculators":
+    if form != "eagle3":
         return []
     c = draft.config
     found = {
@@ -158,10 +164,13 @@ def write(
     Args:
         draft: what to save, of which nothing is `unsaid`.
         folder: is made where it does not exist.
-        form: `"eagle3"`, the official format, or `"speculators"`.
+        form: `"eagle3"`, the official format; `"speculators"`; or `"vispec"`, which is that format
+            with an adapter beside it.
         extra: further configuration entries, such as the target.
     """
     official = form == "eagle3"
+    if draft.adapter is not None:
+        extra = {"adapter": settings_of(draft.adapter), **extra}
     tensors = {
         key.replace("layers.0.", "midlayer.", 1) if official else key: value
         for key, value in draft.state_dict().items()

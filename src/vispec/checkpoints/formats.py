@@ -19,8 +19,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vispec.adapters.base import Adapter
+from vispec.adapters.build import build
 from vispec.decoding.tree import TreeShape
-from vispec.errors import CheckpointError
+from vispec.errors import CheckpointError, SettingsError
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Published tensor name to shape."""
@@ -228,6 +230,21 @@ def decoder_config(c: Any) -> dict[str, Any]:
         ),
         "vocab_size": c.vocab_size,
     }
+
+
+def stated_adapter(config: Mapping[str, Any], hidden_size: int, name: str) -> Adapter | None:
+    """The adapter that our own configurations describe; None where they describe none.
+
+    Raises:
+        CheckpointError: for one that cannot be built.
+    """
+    settings = config.get("adapter")
+    if settings is None:
+        return None
+    try:
+        return build(settings, hidden_size)
+    except SettingsError as error:
+        raise CheckpointError(name, f"describes an adapter that is none: {error}") from error
 
 
 def empty_embedding(shapes: Shapes, c: Any) -> nn.Embedding | None:

@@ -7,6 +7,10 @@ one. Biases and the number of queries are facts of the tensors; no key states th
 Drafts that NeMo AutoModel trains have the same parts with other names for the adapter
 (`img_adaptor.…`), a norm in the first layer too, and one behind the last. They are read, and
 written as they were read. Their configuration is the target's own, with the draft's layers beside.
+
+What vispec trains may have another adapter, stated under `adapter` in the configuration and named
+`adapter.…` in the files, or read several layers, stated under `aux_layers` and fused by `fuse_fc`.
+No other engine reads those.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vispec.adapters.query import QueryAdapter
+from vispec.adapters import Adapter, QueryAdapter, settings_of
 from vispec.checkpoints.formats import (
     Plan,
     Shapes,
@@ -28,6 +32,7 @@ from vispec.checkpoints.formats import (
     required,
     rope,
     save,
+    stated_adapter,
 )
 from vispec.drafts.eagle import EagleConfig, EagleDraft
 
@@ -45,7 +50,7 @@ def plan(config: Mapping[str, Any], shapes: Shapes, name: str) -> Plan | None:
         return None  # EAGLE-3 fuses three features
     draft = _empty(config, shapes, name)
     return Plan(
-        form="vispec" if draft.adapter is not None else "eagle",
+        form="vispec" if draft.adapter is not None or draft.config.aux_layers else "eagle",
         network=draft,
         published={key: _published(draft, key) for key in draft.state_dict()},
         facts=facts(config),
@@ -59,7 +64,8 @@ def kind(draft: EagleDraft) -> str:
 
 def forms(draft: EagleDraft) -> tuple[str, ...]:
     """The formats it can be written in, some of them only in part."""
-    return ("vispec", "eagle") if draft.adapter is not None or _norms(draft) else ("eagle",)
+    more = draft.adapter is not None or draft.config.aux_layers or _norms(draft)
+    return ("vispec", "eagle") if more else ("eagle",)
 
 
 def unsaid(draft: EagleDraft, form: str) -> list[str]:
@@ -67,7 +73,8 @@ def unsaid(draft: EagleDraft, form: str) -> list[str]:
     if form == "vispec":
         return []
     adapter = ["a vision adapter"] if draft.adapter is not None else []
-    return adapter + _norms(draft)
+    fused = ["several layers to read"] if draft.config.aux_layers else []
+    return adapter + fused + _norms(draft)
 
 
 def _norms(draft: EagleDraft) -> list[str]:
@@ -83,6 +90,8 @@ def _norms(draft: EagleDraft) -> list[str]:
 def closest(draft: EagleDraft, form: str) -> tuple[EagleDraft | None, list[str]]:
     """It without its adapter, which reads images token by token; and what was left out."""
     c = draft.config
+    if c.aux_layers:
+        return None, []
     bare = EagleDraft(c, None, draft.embed_tokens, draft.name).to(draft.fc.weight.device)
     own = {k: v for k, v in draft.state_dict().items() if k in bare.state_dict()}
     bare.load_state_dict(own)
@@ -126,6 +135,8 @@ def write(
         # The published code has a bias unless told so; for others `bias` is of the attention.
         **({} if c.fc_bias else {"bias": False}),
         **({"vispec_num_query_tokens": len(queries)} if c.final_norm and len(queries) else {}),
+        **({"adapter": settings_of(draft.adapter)} if _is_own(draft.adapter) else {}),
+        **({"aux_layers": list(c.aux_layers)} if c.aux_layers else {}),
         "dtype": str(draft.dtype).removeprefix("torch."),
         **extra,
     }
@@ -161,9 +172,10 @@ def _empty(config: Mapping[str, Any], shapes: Shapes, name: str) -> EagleDraft:
         output_bias="layers.0.self_attn.o_proj.bias" in shapes,
         first_norm="layers.0.input_layernorm.weight" in shapes,
         final_norm="norm.weight" in shapes,
+        aux_layers=tuple(config.get("aux_layers") or ()),
     )
     with torch.device("meta"):
-        adapter = None
+        adapter = stated_adapter(config, c.hidden_size, name)
         prefix = next(
             (p for p in ("imadpt", "img_adaptor") if any(k.startswith(f"{p}.") for k in shapes)), ""
         )
@@ -179,11 +191,16 @@ def _empty(config: Mapping[str, Any], shapes: Shapes, name: str) -> EagleDraft:
 
 def _published(draft: EagleDraft, key: str) -> str:
     """A parameter's name in files."""
-    if not key.startswith("adapter."):
+    if not key.startswith("adapter.") or _is_own(draft.adapter):
         return key
     if draft.config.final_norm:
         return _NEMO.get(key, key.replace("adapter.", "img_adaptor.", 1))
     return key.replace("adapter.", "imadpt.", 1)
+
+
+def _is_own(adapter: Adapter | None) -> bool:
+    """Whether it is none of the published ones."""
+    return adapter is not None and not isinstance(adapter, QueryAdapter)
 
 
 def _architectures(draft: EagleDraft) -> list[str]:

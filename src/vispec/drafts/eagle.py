@@ -7,7 +7,7 @@ Shapes: `b` requests, `n` rows, `d` hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from vispec.adapters.base import Adapter
 from vispec.decoding.cache import SlotCache
 from vispec.drafts.layers import Attention, Mlp, Rotary, Rotation
 from vispec.drafts.sequential import SequentialDraft
+from vispec.targets.base import Target
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class EagleConfig:
         head_dim: size of a head; hidden size over heads where it is 0.
         first_norm: a norm before the first layer's attention, which EAGLE leaves out.
         final_norm: a norm behind the last layer; its output is the guessed feature.
+        aux_layers: whose hidden states are read, fused by one matrix, in place of the last ones.
     """
 
     hidden_size: int
@@ -47,6 +49,7 @@ class EagleConfig:
     output_bias: bool = False
     first_norm: bool = False
     final_norm: bool = False
+    aux_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.head_dim:
@@ -97,31 +100,29 @@ class EagleDraft(SequentialDraft):
         name: str = "eagle",
     ) -> None:
         d = config.hidden_size
-        super().__init__(d, config.vocab_size, adapter, embedding, name)
+        super().__init__(d, config.vocab_size, adapter, embedding, name, bias=config.fc_bias)
         self.config = config
         self.fc = nn.Linear(2 * d, d, bias=config.fc_bias)
+        layers = len(config.aux_layers)
+        self.fuse_fc = nn.Linear(layers * d, d, bias=False) if layers else None
         self.layers = nn.ModuleList(_Layer(config, i) for i in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(d, config.rms_norm_eps) if config.final_norm else None
-        self.img_fc: nn.Linear | None = None
-        if adapter is not None and adapter.has_global:
-            # ViSpec starts as EAGLE: the feature passes unchanged, the global vector is ignored.
-            self.img_fc = nn.Linear(2 * d, d, bias=config.fc_bias)
-            nn.init.zeros_(self.img_fc.weight)
-            nn.init.eye_(self.img_fc.weight[:, :d])
-            if self.img_fc.bias is not None:
-                nn.init.zeros_(self.img_fc.bias)
         self._rotary = Rotary(
             config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings
         )
+
+    def feature_layers(self, target: Target) -> Sequence[int]:
+        return self.config.aux_layers
+
+    def fuse(self, features: Tensor) -> Tensor:
+        return features if self.fuse_fc is None else self.fuse_fc(features)
 
     def cache_shapes(self) -> list[tuple[int, int]]:
         return [(self.config.num_key_value_heads, self.config.head_dim)] * len(self.layers)
 
     def combine(self, embedding: Tensor, feature: Tensor, globals_: Tensor) -> Tensor:
         """`fc(cat[embedding, img_fc(cat[feature, g])])`, all `[…, d]`."""
-        if self.img_fc is not None:
-            feature = self.img_fc(torch.cat([feature, globals_.expand_as(feature)], -1))
-        return self.fc(torch.cat([embedding, feature], -1))
+        return self.fc(torch.cat([embedding, self.join(feature, globals_)], -1))
 
     def forward(
         self,

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vispec.adapters.base import Adapter
 from vispec.decoding.cache import SlotCache
 from vispec.drafts.base import shared_misfits
 from vispec.drafts.layers import Attention, Mlp, Rotary, Rotation
@@ -126,6 +127,7 @@ class Eagle3Draft(SequentialDraft):
             they are the same.
         embedding: the draft's own token embedding; None shares the target's.
         name: what messages call it.
+        adapter: compresses images; None reads every image token like text.
     """
 
     def __init__(
@@ -134,9 +136,10 @@ class Eagle3Draft(SequentialDraft):
         token_map: Tensor | None = None,
         embedding: nn.Embedding | None = None,
         name: str = "eagle3",
+        adapter: Adapter | None = None,
     ) -> None:
         c, d = config, config.hidden_size
-        super().__init__(d, c.vocab_size, None, embedding, name, token_map)
+        super().__init__(d, c.vocab_size, adapter, embedding, name, token_map, c.fc_bias)
         self.config = config
         read = c.fused * c.target_hidden_size
         self.fc = nn.Linear(read, d, bias=c.fc_bias)
@@ -176,7 +179,11 @@ class Eagle3Draft(SequentialDraft):
 
     def combine(self, embedding: Tensor, feature: Tensor, globals_: Tensor) -> Tensor:
         """Side by side, `[…, 2 d]`."""
-        return torch.cat([embedding, feature], -1)
+        return torch.cat([embedding, self.join(feature, globals_)], -1)
+
+    def enter(self, tokens: Tensor) -> Tensor:
+        """With no feature beside them."""
+        return torch.cat([tokens, torch.zeros_like(tokens)], -1)
 
     def forward(
         self,
@@ -206,8 +213,4 @@ class Eagle3Draft(SequentialDraft):
             problems.append(
                 f"draft expects a vocabulary of {c.vocab_size}, target has {target.vocab_size}"
             )
-        count = target.text_config.num_hidden_layers
-        beyond = [i for i in self.feature_layers(target) if not 0 <= i <= count]
-        if beyond:
-            problems.append(f"draft reads layers {beyond}, target has layers 0 to {count - 1}")
-        return problems + self._elsewhere(target)
+        return problems + self._layers_beyond(target) + self._elsewhere(target)

@@ -9,14 +9,12 @@ Draft positions are one-dimensional and count target slots, whatever the target'
 sees; a compressed image leaves a gap in them, never a shift. Drafts that were trained with the
 target's own M-RoPE positions (`follows_positions`) are told those instead.
 
-Shapes: `b` requests, `n` rows, `t` prompt positions, `r` compressed visual tokens, `d` hidden size,
-`f` features of the target, `x` width of a combined row.
+Shapes: `b` requests, `n` rows, `d` hidden size, `f` features of the target, `x` width of a row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -26,24 +24,10 @@ from vispec.decoding.cache import SlotCache
 from vispec.decoding.compilation import compiled
 from vispec.decoding.tree import Tree, TreeShape
 from vispec.drafts.growth import Expand, grow_dynamic
+from vispec.drafts.reading import Rows, Seen, read
 from vispec.drafts.sequential_session import SequentialSession
 from vispec.errors import DraftMismatchError
 from vispec.targets.base import Target
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A prompt as the draft reads it.
-
-    Attributes:
-        hidden: `[n, x]` inputs of the decoder.
-        position: `[n]` draft positions, ascending, with gaps where images were.
-        globals: `[d]`, the vector that serves the text after the prompt.
-    """
-
-    hidden: Tensor
-    position: Tensor
-    globals: Tensor
 
 
 class SequentialDraft(nn.Module):
@@ -57,6 +41,7 @@ class SequentialDraft(nn.Module):
             from the target's; None shares the target's.
         name: what messages call it.
         token_map: see there.
+        bias: a bias where the global vector joins.
     """
 
     token_map: Tensor | None
@@ -72,12 +57,21 @@ class SequentialDraft(nn.Module):
         embedding: nn.Embedding | None,
         name: str,
         token_map: Tensor | None = None,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         self.register_buffer("token_map", token_map, persistent=False)
         self.width, self.vocabulary = width, vocabulary
         self._name, self.compiled = name, False
         self.adapter, self.embed_tokens = adapter, embedding
+        self.img_fc: nn.Linear | None = None
+        if adapter is not None and adapter.has_global:
+            # ViSpec starts as EAGLE: the feature passes unchanged, the global vector is ignored.
+            self.img_fc = nn.Linear(2 * width, width, bias=bias)
+            nn.init.zeros_(self.img_fc.weight)
+            nn.init.eye_(self.img_fc.weight[:, :width])
+            if self.img_fc.bias is not None:
+                nn.init.zeros_(self.img_fc.bias)
 
     @property
     def name(self) -> str:
@@ -106,9 +100,19 @@ class SequentialDraft(nn.Module):
         """The target's features `[…, f]` as one of the draft's own `[…, d]`."""
         return features
 
+    def join(self, feature: Tensor, globals_: Tensor) -> Tensor:
+        """A feature with its image's global vector, all `[…, d]`; itself where there is none."""
+        if self.img_fc is None:
+            return feature
+        return self.img_fc(torch.cat([feature, globals_.expand_as(feature)], -1))
+
     def combine(self, embedding: Tensor, feature: Tensor, globals_: Tensor) -> Tensor:
         """A row `[…, x]` of a token's embedding and the feature before it, all `[…, d]`."""
         raise NotImplementedError
+
+    def enter(self, tokens: Tensor) -> Tensor:
+        """Compressed visual tokens `[…, d]` as rows `[…, x]`."""
+        return tokens
 
     def forward(
         self,
@@ -147,7 +151,7 @@ class SequentialDraft(nn.Module):
             problems.append(
                 f"draft expects a vocabulary of {self.vocabulary}, target has {target.vocab_size}"
             )
-        return problems + self._elsewhere(target)
+        return problems + self._layers_beyond(target) + self._elsewhere(target)
 
     def _elsewhere(self, target: Target) -> list[str]:
         """Of a draft that has its weights already: numbers and devices that do not go together."""
@@ -160,6 +164,13 @@ class SequentialDraft(nn.Module):
             found.append(f"draft is on {own.device}, target on {target.device}: draft.to(device=…)")
         return found
 
+    def _layers_beyond(self, target: Target) -> list[str]:
+        count = target.text_config.num_hidden_layers
+        beyond = [i for i in self.feature_layers(target) if not 0 <= i <= count]
+        if not beyond:
+            return []
+        return [f"draft reads layers {beyond}, target has layers 0 to {count - 1}"]
+
     def check(self, target: Target) -> None:
         problems = self.mismatches(target)
         if problems:
@@ -167,43 +178,9 @@ class SequentialDraft(nn.Module):
 
     # --- Reading a prompt -------------------------------------------------------------------------
 
-    def read(
-        self, embeddings: Tensor, features: Tensor, image_index: Tensor, next_embedding: Tensor
-    ) -> Rows:
-        """Lay out a prompt's rows, images compressed.
-
-        Args:
-            embeddings: `[t, d]` the decoder's inputs, images in them.
-            features: `[t, f]` of the target.
-            image_index: `[t]`, the image a position belongs to, -1 for text.
-            next_embedding: `[d]`, of the token behind the prompt.
-        """
-        # Row t pairs the feature at t with the token at t + 1.
-        shifted = torch.cat([embeddings[1:], next_embedding[None]])
-        features = self.fuse(features)
-        image = torch.cat([image_index[1:], image_index.new_full((1,), -1)])
-        t = len(shifted)
-        position = torch.arange(t, device=shifted.device)
-        g = shifted.new_zeros(shifted.shape[1])
-        if self.adapter is None:
-            return Rows(self.combine(shifted, features, g), position, g)
-        parts, places, start = [], [], 0
-        for index in range(int(image.max()) + 1 if t else 0):
-            of_image = (image == index).nonzero()[:, 0]
-            if not len(of_image):
-                continue
-            end = int(of_image[-1]) + 1
-            text = start + (image[start:end] < 0).nonzero()[:, 0]
-            compressed = self.adapter(shifted[of_image][None])
-            count = compressed.tokens.shape[1]
-            parts += [self.combine(shifted[text], features[text], g), compressed.tokens[0]]
-            places += [text, torch.arange(end - count, end, device=text.device).clamp(min=0)]
-            if compressed.globals is not None:
-                g = compressed.globals[0]
-            start = end
-        parts.append(self.combine(shifted[start:], features[start:], g))
-        places.append(position[start:])
-        return Rows(torch.cat(parts), torch.cat(places), g)
+    def read(self, seen: Sequence[Seen]) -> list[Rows]:
+        """Lay out the rows of texts, images compressed; each as if it were alone."""
+        return read(self, seen)
 
     # --- Drafting ---------------------------------------------------------------------------------
 

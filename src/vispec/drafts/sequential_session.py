@@ -15,6 +15,7 @@ from vispec.decoding.cache import SlotCache
 from vispec.decoding.tree import SampledShape, Tree, TreeShape
 from vispec.drafts.base import DraftNoise
 from vispec.drafts.growth import grow_sampled
+from vispec.drafts.reading import Seen
 from vispec.targets.base import Prefill, Prompt, Target
 
 if TYPE_CHECKING:
@@ -49,12 +50,14 @@ class SequentialSession:
             # Of another width than the target's, a draft knows images by their placeholders alone.
             shown = (prefill.image_index >= 0) & (words.shape[-1] == embeddings.shape[-1])
             embeddings = torch.where(shown[:, None], embeddings, words) if shown.any() else words
-        following = self.embedding(torch.tensor(token, device=device))
-        rows = self.draft.read(embeddings, prefill.features, prefill.image_index, following)
+        following = self.embedding(torch.tensor([token], device=device))
+        index = torch.cat([prefill.image_index, prefill.image_index.new_full((1,), -1)])
+        embeddings = torch.cat([embeddings, following.to(embeddings.dtype)])
+        (rows,) = self.draft.read([Seen(embeddings, prefill.features, index, len(prompt))])
         n, place, behind = len(rows.position), rows.position, len(prompt)
         if self.draft.follows_positions and prefill.positions is not None:
-            place = prefill.positions
-            behind = int(place[..., -1].max()) + 1
+            place = prefill.positions[..., place]
+            behind = int(prefill.positions[..., -1].max()) + 1
         self.cache.length[slot] = 0
         self.cache.window(slot, 1, n, exact=True)
         hidden = self.draft(rows.hidden[None], place[..., None, :], cache=self.cache)

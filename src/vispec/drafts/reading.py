@@ -1,0 +1,154 @@
+"""How a sequential draft lays out what the target saw: its rows, images compressed.
+
+Row `p` pairs the target's feature at position `p` with the embedding of the token at `p + 1`. Texts
+of different lengths, with different numbers of images of different sizes, are laid out together:
+every part of the draft runs once for all of them.
+
+Shapes: `t` positions of one text, `T` of all; `k` images of all; `r` tokens an image; `n` rows;
+`d` hidden size, `f` features of the target, `x` width of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vispec.adapters.base import Adapter, Compressed
+
+if TYPE_CHECKING:
+    from vispec.drafts.sequential import SequentialDraft
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A text that the target has read, and the token behind it, which it has not.
+
+    Attributes:
+        embeddings: `[t + 1, d]` the decoder's inputs, images in them.
+        features: `[t, f]` of the target.
+        image_index: `[t + 1]`, the image a position belongs to, -1 for text.
+        prompt: how many of its positions are the prompt; what is behind them was answered.
+    """
+
+    embeddings: Tensor
+    features: Tensor
+    image_index: Tensor
+    prompt: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A text as the draft reads it.
+
+    Attributes:
+        hidden: `[n, x]` inputs of the decoder.
+        position: `[n]` draft positions, ascending, with gaps where images were.
+        globals: `[d]`, the vector that serves the text behind it.
+    """
+
+    hidden: Tensor
+    position: Tensor
+    globals: Tensor
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Images of all texts, in the order of their ends.
+
+    Attributes:
+        visual, mask: `[k, n, d]` and `[k, n]`, padded behind.
+        owner: `[k]`, which text each is of.
+        end: `[k]`, the row behind its last one, counted through all texts.
+        start: `[k]`, the first row of its text, counted likewise.
+    """
+
+    visual: Tensor
+    mask: Tensor | None
+    owner: Tensor
+    end: Tensor
+    start: Tensor
+
+
+def read(draft: SequentialDraft, seen: Sequence[Seen]) -> list[Rows]:
+    """Lay out texts, each as if it were alone."""
+    words = torch.cat([one.embeddings[1:] for one in seen])
+    features = torch.cat([one.features for one in seen])
+    image = torch.cat([one.image_index[1:] for one in seen])
+    device = words.device
+    lengths = [len(one.features) for one in seen]
+    owner = torch.repeat_interleave(torch.tensor(lengths), output_size=len(words)).to(device)
+    starts = torch.tensor([0, *lengths[:-1]], device=device).cumsum(0)
+    row = torch.arange(len(words), device=device)
+    nothing = words.new_zeros(1, words.shape[1])
+    images = None
+    if draft.adapter is not None:
+        images = _images(words, image, owner, starts)
+    if images is None:
+        hidden = draft.combine(words, draft.fuse(features), nothing.expand_as(words))
+        places = (row - starts[owner]).split(lengths)
+        parts = zip(hidden.split(lengths), places, strict=True)
+        return [Rows(x, place, nothing[0]) for x, place in parts]
+    assert draft.adapter is not None
+    compressed = _compress(draft.adapter, seen, images)
+    text = (image < 0).nonzero()[:, 0]
+    # The image that a row follows: the last one of its own text that has ended before it.
+    last = torch.searchsorted(images.end, text, right=True) - 1
+    follows = (last >= 0) & (images.owner[last.clamp(min=0)] == owner[text])
+    vectors = nothing if compressed.globals is None else compressed.globals
+    serving = torch.where(follows[:, None], vectors[last.clamp(0, len(vectors) - 1)], nothing)
+    said = draft.combine(words[text], draft.fuse(features[text]), serving)
+    # Compressed tokens stand where their image's last ones stood.
+    counts = compressed.counts()
+    of = torch.repeat_interleave(counts)
+    ends = images.end[of]
+    rank = torch.arange(len(of), device=device) - (counts.cumsum(0) - counts)[of]
+    at = ends - counts[of] + rank
+    real = slice(None) if compressed.mask is None else compressed.mask
+    shown = draft.enter(compressed.tokens[real].reshape(-1, words.shape[1]))
+    # Behind all text within the image's own span, before what follows it.
+    order = torch.cat([2 * text, 2 * ends - 1]).argsort(stable=True)
+    hidden = torch.cat([said, shown.to(said.dtype)])[order]
+    place = torch.cat([text - starts[owner[text]], (at - images.start[of]).clamp(min=0)])[order]
+    sizes = torch.cat([owner[text], images.owner[of]]).bincount(minlength=len(seen)).tolist()
+    found = torch.where(owner.new_tensor(range(len(seen)))[:, None] == images.owner, 1, 0)
+    serves = (found * torch.arange(1, len(images.owner) + 1, device=device)).amax(1) - 1
+    final = torch.where(serves[:, None] >= 0, vectors[serves.clamp(0, len(vectors) - 1)], nothing)
+    rows = zip(hidden.split(sizes), place.split(sizes), final, strict=True)
+    return [Rows(*one) for one in rows]
+
+
+def _images(words: Tensor, image: Tensor, owner: Tensor, starts: Tensor) -> _Images | None:
+    """All images there are, gathered; None where there is none."""
+    at = (image >= 0).nonzero()[:, 0]
+    if not len(at):
+        return None
+    number = owner[at] * (int(image.max()) + 1) + image[at]
+    known, which, sizes = number.unique(return_inverse=True, return_counts=True)
+    end = torch.zeros_like(known).scatter_reduce(0, which, at + 1, "amax")
+    # By their ends, which is how rows find the one they follow.
+    end, order = end.sort()
+    which, sizes = order.argsort()[which], sizes[order]
+    at = at[which.argsort(stable=True)]
+    which = torch.repeat_interleave(sizes)
+    rank = torch.arange(len(at), device=at.device) - (sizes.cumsum(0) - sizes)[which]
+    longest = int(sizes.max())
+    visual = words.new_zeros(len(known), longest, words.shape[1])
+    visual = visual.index_put((which, rank), words[at])
+    mask = None
+    if int(sizes.min()) < longest:
+        mask = torch.arange(longest, device=at.device) < sizes[:, None]
+    whose = owner[end - 1]
+    return _Images(visual, mask, whose, end, starts[whose])
+
+
+def _compress(adapter: Adapter, seen: Sequence[Seen], images: _Images) -> Compressed:
+    asked = []
+    for one in seen:
+        text = one.image_index[: one.prompt] < 0
+        asked.append(one.embeddings[: one.prompt][text].mean(0).nan_to_num())
+    compressed: Compressed = adapter(images.visual, images.mask, torch.stack(asked)[images.owner])
+    return compressed
