@@ -191,5 +191,5 @@ def read(
     """The rows of one prompt and the token behind it."""
     words = torch.cat([embeddings, following[None]])
     index = torch.cat([index, index.new_tensor([-1])])
-    (rows,) = draft.read([Seen(words, features, index, len(embeddings))])
+    (rows,) = draft.read([Seen(words, features, index, len(embeddings))]).rows
     return rows

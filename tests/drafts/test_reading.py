@@ -76,8 +76,8 @@ def test_texts_together_are_as_each_alone(network: str, adapter: str) -> None:
     for seed in range(10):
         draw = random.Random(seed)
         texts = [seen(draw, width) for _ in range(draw.randint(1, 5))]
-        for text, rows in zip(texts, made.read(texts), strict=True):
-            (alone,) = made.read([text])
+        for text, rows in zip(texts, made.read(texts).rows, strict=True):
+            (alone,) = made.read([text]).rows
             assert torch.equal(rows.position, alone.position)
             torch.testing.assert_close(rows.hidden, alone.hidden)
             torch.testing.assert_close(rows.globals, alone.globals)
@@ -108,7 +108,7 @@ def test_images_are_what_the_adapter_makes_of_them(adapter: str) -> None:
                 for place, row in enumerate(compressed.tokens[0]):
                     expected[2 * p + 1 - len(compressed.tokens[0]) + place] = row
                 g = compressed.globals[0] if compressed.globals is not None else g
-        (rows,) = made.read([text])
+        (rows,) = made.read([text]).rows
         assert rows.hidden.shape[0] == len(rows.position)
         # Between an image's own parts rows of text and tokens share places; sorted, all are there.
         found, wanted = rows.hidden, torch.stack(list(expected.values()))

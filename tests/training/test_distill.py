@@ -27,7 +27,7 @@ def questions(count: int = 7) -> list[Question]:
         Question(
             f"key-{i}",
             f"the {talking.LETTERS[i]}",
-            (lambda i=i: talking.picture(i)) if i % 2 else None,
+            [lambda i=i: talking.picture(i)] if i % 2 else [],
             (0.0, 1.0)[i % 3 == 0],
         )
         for i in range(count)

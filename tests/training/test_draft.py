@@ -8,29 +8,47 @@ from torch import Tensor
 
 import talking
 import tiny
+from drafts.test_reading import NETWORKS
+from drafts.test_reading import draft as made
+from vispec.adapters import build
 from vispec.decoding.engine import Engine
 from vispec.decoding.tree import TreeShape
-from vispec.drafts import EagleDraft
+from vispec.drafts import Eagle3Config, Eagle3Draft, EagleConfig, EagleDraft
+from vispec.drafts.sequential import SequentialDraft
 from vispec.targets import Target
 from vispec.training import draft as training
 from vispec.training import losses
-from vispec.training.distill import Question, distill
-from vispec.training.features import Sample, look
+from vispec.training.distill import Answer, Question, distill
+from vispec.training.features import Online, Sample
 
 D = tiny.HIDDEN
 
 
-def sample(length: int, answer_start: int, images: int, seed: int) -> Sample:
+def sample(length: int, answer_start: int, images: int, seed: int, width: int = D) -> Sample:
     """Random features of a text that begins with some images."""
     generator = torch.Generator().manual_seed(seed)
-    embeddings, features = torch.randn(2, length, D, generator=generator, dtype=torch.float64)
+    embeddings, hidden = torch.randn(2, length, D, generator=generator, dtype=torch.float64)
+    features = torch.randn(length, width, generator=generator, dtype=torch.float64)
     index = torch.full((length,), -1)
     for image in range(images):
-        index[1 + 5 * image : 5 + 5 * image] = image
-    return Sample(features, embeddings, index, answer_start)
+        index[1 + 5 * image : 5 + 5 * image + seed % 3] = image
+    ids = torch.randint(3, tiny.IMAGE_TOKEN, (length,), generator=generator)
+    tokens = torch.cat([ids[answer_start + 1 :], torch.tensor([-1])])
+    place = torch.arange(length)
+    return Sample(features, hidden[answer_start:], embeddings, index, ids, tokens, place)
 
 
-SAMPLES = [sample(9, 4, 0, 1), sample(20, 14, 2, 2), sample(13, 12, 1, 3), sample(7, 2, 0, 4)]
+def samples(width: int = D) -> list[Sample]:
+    return [
+        sample(9, 4, 0, 1, width),
+        sample(20, 14, 2, 2, width),
+        sample(13, 12, 1, 3, width),
+        sample(7, 2, 0, 4, width),
+    ]
+
+
+SAMPLES = samples()
+KINDS = [(network, adapter) for network in NETWORKS for adapter in ("none", "query", "pooling")]
 
 
 def random_draft(queries: int | None = 3) -> EagleDraft:
@@ -41,66 +59,137 @@ def random_draft(queries: int | None = 3) -> EagleDraft:
     return draft
 
 
-def guesses(draft: EagleDraft, sample: Sample, features: Tensor) -> Tensor:
-    """The feature guessed at every answer position, each from what stands before it alone."""
-    found = []
-    for p in range(sample.answer_start, len(features)):
-        rows = tiny.read(
-            draft, sample.embeddings[:p], features[:p], sample.image_index[:p], sample.embeddings[p]
-        )
-        found.append(draft(rows.hidden[None], rows.position[None])[0, -1])
-    return torch.stack(found)
+def chained(draft: SequentialDraft, one: Sample, root: int, steps: int) -> Tensor:
+    """What drafting guesses behind `root` and so many true tokens more, each from its last guess.
+
+    Step by step, without any cache: the rows of the text up to the root, then one row a step.
+    """
+    rows = tiny.read(
+        draft,
+        one.embeddings[:root],
+        one.features[:root],
+        one.image_index[:root],
+        one.embeddings[root],
+    )
+    hidden, position = rows.hidden, rows.position
+    for step in range(steps + 1):
+        guess = draft(hidden[None], position[None])[0, -1]
+        if step < steps:
+            row = draft.combine(one.embeddings[root + step + 1], guess, rows.globals)
+            hidden = torch.cat([hidden, row[None]])
+            position = torch.cat([position, torch.tensor([root + step])])
+    return guess
 
 
-@pytest.mark.parametrize("queries", [None, 3])
-@pytest.mark.parametrize("self_fed", [0, 1, 2])
+@pytest.mark.parametrize(("network", "adapter"), KINDS)
 @torch.no_grad()
-def test_every_pass_guesses_as_drafting_one_position_after_another(
-    queries: int | None, self_fed: int
+def test_every_pass_guesses_as_drafting_does_step_by_step(network: str, adapter: str) -> None:
+    """Batched and padded, against every chain of every sample alone."""
+    draft, target = made(network, adapter), tiny.target()
+    batch = samples(D if network == "eagle" else 3 * D)
+    passes = training.unroll(draft, training._Asked.of(batch, draft, target), 3)
+    assert len(passes.guesses) == 4
+    compared = 0
+    for row, one in enumerate(batch):
+        for place in range(len(one.hidden)):
+            for turn in range(min(place, 3) + 1):
+                expected = chained(draft, one, one.answer_start + place - turn, turn)
+                torch.testing.assert_close(passes.guesses[turn][row, place], expected)
+                compared += 1
+    assert compared > 40
+
+
+@pytest.mark.parametrize(("network", "adapter"), KINDS)
+@pytest.mark.parametrize(("self_fed", "decay"), [(0, 1.0), (1, 1.0), (2, 0.5)])
+@torch.no_grad()
+def test_the_loss_is_the_mean_over_all_chains(
+    network: str, adapter: str, self_fed: int, decay: float
 ) -> None:
-    """Batched and padded, against each position of each sample alone."""
-    draft, head = random_draft(queries), tiny.target().head
-    compute = training.stage(head, losses.text_stage, self_fed=self_fed)
-    loss, numbers = compute(draft, SAMPLES)
-
-    fed = [s.features for s in SAMPLES]
-    wanted = torch.cat([s.features[s.answer_start :] for s in SAMPLES])
-    total = torch.zeros(()).double()
+    draft, target = made(network, adapter), tiny.target()
+    batch = samples(D if network == "eagle" else 3 * D)
+    weights = {"features": 1.0, "soft_cross_entropy": 0.1}
+    stage = training.Stage(draft, target, weights, self_fed=self_fed, decay=decay)
+    loss, numbers = stage(batch)
+    total, positions = 0.0, training.Stage.weight(batch)
+    scale = sum(decay**turn for turn in range(self_fed + 1))
     for turn in range(self_fed + 1):
-        guessed = [guesses(draft, s, f) for s, f in zip(SAMPLES, fed, strict=True)]
-        guess = torch.cat(guessed)
-        total += losses.text_stage(guess, wanted, head(guess), head(wanted))
-        right = head(guess).argmax(-1) == head(wanted).argmax(-1)
-        assert numbers[f"accuracy_{turn + 1}"] == pytest.approx(right.double().mean().item())
-        fed = [
-            torch.cat([s.features[: s.answer_start], g])
-            for s, g in zip(SAMPLES, guessed, strict=True)
-        ]
-    assert len(numbers) == self_fed + 1
-    assert loss.item() == pytest.approx(total.item() / (self_fed + 1), rel=1e-5)
+        right, chains = 0, 0
+        for one in batch:
+            for place in range(turn, len(one.hidden)):
+                guess = chained(draft, one, one.answer_start + place - turn, turn)[None]
+                true = one.hidden[place][None]
+                logits, true_logits = draft.logits(guess, target.head), target.head(true)
+                one_loss = losses.weighted(weights)(losses.Guess(guess, true, logits, true_logits))
+                total += decay**turn / scale * one_loss.item() / positions
+                right += int(logits.argmax() == true_logits.argmax())
+                chains += 1
+        assert numbers[f"accuracy_{turn + 1}"] == pytest.approx(right / chains)
+    assert loss.item() == pytest.approx(total, rel=1e-5)
 
 
-def test_only_the_draft_learns() -> None:
-    draft, head = random_draft().requires_grad_(True), tiny.target().head
-    loss, _ = training.stage(head, losses.multimodal_stage, self_fed=1, noise=0.1)(draft, SAMPLES)
+@pytest.mark.parametrize(("network", "adapter"), KINDS)
+def test_only_the_draft_learns(network: str, adapter: str) -> None:
+    draft, target = made(network, adapter).requires_grad_(True).train(), tiny.target()
+    batch = samples(D if network == "eagle" else 3 * D)
+    stage = training.Stage(draft, target, losses.MULTIMODAL_STAGE, self_fed=1, noise=0.1)
+    assert {id(p) for p in stage.parameters()} == {id(p) for p in draft.parameters()}
+    loss, _ = stage(batch)
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in draft.parameters())
-    assert head.weight.grad is None
+    assert target.head.weight.grad is None
+    assert target.head.weight.requires_grad
+
+
+def test_what_an_adapter_itself_wants_is_a_part_of_the_loss() -> None:
+    torch.manual_seed(0)
+    parts = {"kind": "mlp", "inner": 8, "reconstruct": 0.5}
+    draft = EagleDraft(EagleConfig(D, 48, 4, 2, tiny.VOCAB), build(parts, D)).double()
+    stage = training.Stage(draft, tiny.target(), losses.TEXT_STAGE)
+    without = stage.eval()(SAMPLES)[0]
+    images = [
+        one.embeddings[1:][one.image_index[1:] == image]
+        for one in SAMPLES
+        for image in range(int(one.image_index.max()) + 1)
+    ]
+    assert draft.adapter is not None
+    shown = torch.cat(images)
+    missed = torch.nn.functional.smooth_l1_loss(draft.adapter.map(shown), shown)
+    torch.testing.assert_close(stage.train()(SAMPLES)[0], without + 0.5 * missed)
 
 
 def test_noise_disturbs_true_features_only_and_in_training_only() -> None:
-    draft, head = random_draft(), tiny.target().head
-    quiet = training.stage(head, losses.text_stage)
-    loud = training.stage(head, losses.text_stage, noise=0.5)
-    assert quiet(draft, SAMPLES)[0] == quiet(draft, SAMPLES)[0]
-    assert loud(draft, SAMPLES)[0] != loud(draft, SAMPLES)[0]
+    draft, target = random_draft(), tiny.target()
+    quiet = training.Stage(draft, target, losses.TEXT_STAGE)
+    loud = training.Stage(draft, target, losses.TEXT_STAGE, noise=0.5)
+    assert quiet(SAMPLES)[0] == quiet(SAMPLES)[0]
+    assert loud(SAMPLES)[0] != loud(SAMPLES)[0]
+
+
+def test_a_reduced_vocabulary_learns_of_its_own_tokens() -> None:
+    known = torch.arange(3, tiny.VOCAB, 2)
+    config = Eagle3Config(D, 48, 4, 2, tiny.VOCAB, len(known), aux_layers=(0, 1, 2))
+    torch.manual_seed(0)
+    draft, target = Eagle3Draft(config, known).double(), tiny.target()
+    batch = samples(3 * D)
+    with torch.no_grad():
+        loss, _ = training.Stage(draft, target, {"kl": 1.0})(batch)
+        guess = torch.cat(
+            [
+                training.unroll(draft, training._Asked.of([s], draft, target), 0).guesses[0][0]
+                for s in batch
+            ]
+        )
+        found = draft.logits(guess, target.head).log_softmax(-1)
+        true = target.head(torch.cat([s.hidden for s in batch]))[:, known].log_softmax(-1)
+        expected = (true.exp() * (true - found)).sum(-1).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(("count", "size"), [(12, 4), (10, 4), (3, 8), (1, 1), (7, 7), (9, 2)])
 def test_every_epoch_visits_each_sample_once(count: int, size: int) -> None:
-    made = [sample(3, 1, 0, i) for i in range(count)]
-    batch = training.batches(made, size, seed=5)
-    number = {id(s): i for i, s in enumerate(made)}
+    given = [sample(3, 1, 0, i) for i in range(count)]
+    batch = training.batches(given, size, seed=5)
+    number = {id(s): i for i, s in enumerate(given)}
     steps = -(-count // size)
     orders = []
     for epoch in range(3):
@@ -113,19 +202,19 @@ def test_every_epoch_visits_each_sample_once(count: int, size: int) -> None:
 
 
 def test_a_batch_depends_on_its_step_alone() -> None:
-    made = [sample(3, 1, 0, i) for i in range(10)]
-    straight, jumping = (training.batches(made, 3, seed=5) for _ in range(2))
+    given = [sample(3, 1, 0, i) for i in range(10)]
+    straight, jumping = (training.batches(given, 3, seed=5) for _ in range(2))
     expected = [straight(step) for step in range(12)]
     for step in (11, 0, 5, 3, 11, 7):
         assert [id(s) for s in jumping(step)] == [id(s) for s in expected[step]]
-    other = training.batches(made, 3, seed=6)
+    other = training.batches(given, 3, seed=6)
     assert [id(s) for s in other(0)] != [id(s) for s in expected[0]]
 
 
 def test_long_batches_are_cut_to_what_fits() -> None:
-    made = [sample(length, 1, 0, length) for length in (3, 30, 4, 5, 200, 6)]
+    given = [sample(length, 1, 0, length) for length in (3, 30, 4, 5, 200, 6)]
     for step in range(20):
-        chosen = training.batches(made, 4, seed=1, positions=60)(step)
+        chosen = training.batches(given, 4, seed=1, positions=60)(step)
         assert chosen
         padded = len(chosen) * max(len(s.features) for s in chosen)
         assert padded <= 60 or len(chosen) == 1
@@ -136,49 +225,82 @@ def target() -> Target:
     return talking.target(torch.float32)
 
 
-@pytest.mark.slow
-def test_a_draft_trained_in_both_stages_guesses_better_and_is_accepted_more(
-    target: Target, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+@pytest.fixture(scope="module")
+def answered(target: Target, tmp_path_factory: pytest.TempPathFactory) -> tuple[list, list]:
+    """Questions, and what the target said, ready to train on."""
     questions = [
-        Question(str(i), f"the {talking.LETTERS[i % 26]}", (lambda i=i: talking.picture(i)))
+        Question(str(i), f"the {talking.LETTERS[i % 26]}", [lambda i=i: talking.picture(i)])
         for i in range(12)
     ]
     file = tmp_path_factory.mktemp("answers") / "answers.jsonl"
     answers = distill(Engine(target), questions, file, max_new_tokens=24)
-    samples = [look(target, q, answers[q.key]) for q in questions]
-    # Inference tensors cannot be trained on; kept features come from files.
-    samples = [
-        Sample(s.features.clone(), s.embeddings.clone(), s.image_index.clone(), s.answer_start)
-        for s in samples
+    return questions, list(Online(target, questions, answers))
+
+
+def accepted(target: Target, draft: SequentialDraft, questions: list, shape: TreeShape) -> float:
+    """Tokens a pass, decoding as users do."""
+    engine = Engine(target, draft, tree=shape)
+    stats = [engine.generate([q.request(24, 0)])[0].stats for q in questions]
+    return sum(s.new_tokens - 1 for s in stats) / sum(s.target_passes for s in stats)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize(("network", "adapter"), [("eagle", "query"), ("eagle3", "pooling")])
+def test_acceptance_without_decoding_is_that_of_decoding(
+    network: str, adapter: str, depth: int
+) -> None:
+    """Of drafts that know a little: trained for a moment."""
+    target = talking.target()
+    questions = [
+        Question(str(i), f"the {talking.LETTERS[i % 26]}", [lambda i=i: talking.picture(i)])
+        for i in range(6)
     ]
-    draft = tiny.draft(torch.float32).train().requires_grad_(True)
+    draft = made(network, adapter).requires_grad_(True).train()
+    engine = Engine(target)
+    said = [engine.generate([q.request(24, 0)])[0] for q in questions]
+    answers = {
+        q.key: Answer(q.key, result.token_ids, result.text)
+        for q, result in zip(questions, said, strict=True)
+    }
+    data = list(Online(target, questions, answers, draft.feature_layers(target)))
+    stage = training.Stage(draft, target, {"soft_cross_entropy": 1.0}, self_fed=1)
+    optimizer = torch.optim.Adam(draft.parameters(), 3e-3)
+    for _ in range(100):
+        optimizer.zero_grad()
+        stage(data)[0].backward()
+        optimizer.step()
+    draft.eval().requires_grad_(False)
+    found = training.acceptance(draft, target, data, depth)
+    decoded = accepted(target, draft, questions, TreeShape.chain(depth))
+    assert found["acceptance_length"] == pytest.approx(decoded, abs=1e-12)
+    assert found["acceptance_length"] > 1.2
+    shares = [found[f"accepted_{i + 1}"] for i in range(depth)]
+    assert shares == sorted(shares, reverse=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("queries", [None, 3])
+def test_a_draft_trained_in_both_stages_guesses_better_and_is_accepted_more(
+    target: Target, answered: tuple[list, list], queries: int | None
+) -> None:
+    questions, data = answered
+    draft = tiny.draft(torch.float32, queries=queries).train().requires_grad_(True)
     optimizer = torch.optim.AdamW(draft.parameters(), lr=3e-3)
-    measure = training.stage(target.head, losses.text_stage, self_fed=2)
     shape = TreeShape(10, 3, 3)
-
-    def accepted() -> float:
-        engine = Engine(target, draft.eval(), tree=shape)
-        stats = [engine.generate([q.request(24, 0)])[0].stats for q in questions]
-        draft.train()
-        return sum(s.new_tokens - 1 for s in stats) / sum(s.target_passes for s in stats)
-
-    with torch.no_grad():
-        before = measure(draft, samples)[1]
-    accepted_before = accepted()
-    for loss, self_fed, steps in ((losses.text_stage, 0, 120), (losses.multimodal_stage, 1, 120)):
-        compute = training.stage(target.head, loss, self_fed=self_fed, noise=0.1)
-        batch = training.batches(samples, 4, seed=0)
+    before = training.acceptance(draft.eval(), target, data)
+    accepted_before = accepted(target, draft, questions, shape)
+    for weights, self_fed in ((losses.TEXT_STAGE, 0), (losses.MULTIMODAL_STAGE, 1)):
+        stage = training.Stage(draft.train(), target, weights, self_fed=self_fed, noise=0.1)
+        batch = training.batches(data, 4, seed=0)
         history = []
-        for step in range(steps):
-            value, _ = compute(draft, batch(step))
+        for step in range(120):
+            value, _ = stage(batch(step))
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
             history.append(value.item())
         assert sum(history[-10:]) < 0.7 * sum(history[:10])
-    with torch.no_grad():
-        after = measure(draft, samples)[1]
-    for turn in (1, 2, 3):
-        assert after[f"accuracy_{turn}"] > before[f"accuracy_{turn}"] + 0.3
-    assert accepted() > accepted_before + 0.5
+    after = training.acceptance(draft.eval(), target, data)
+    for step in (1, 2, 3):
+        assert after[f"accepted_{step}"] > before[f"accepted_{step}"] + 0.3
+    assert accepted(target, draft, questions, shape) > accepted_before + 0.5

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from vispec.errors import SettingsError
 from vispec.training import losses
 
 
@@ -17,15 +18,28 @@ def pair(m: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return first, second
 
 
+def guess(
+    logits: Tensor, true_logits: Tensor, feature: Tensor | None = None, true: Tensor | None = None
+) -> losses.Guess:
+    nothing = torch.zeros(len(logits), 1)
+    return losses.Guess(
+        nothing if feature is None else feature,
+        nothing if true is None else true,
+        logits,
+        true_logits,
+    )
+
+
 def softmax(row: list[float]) -> list[float]:
     total = sum(math.exp(x) for x in row)
     return [math.exp(x) / total for x in row]
 
 
 def test_features_are_compared_by_smooth_l1() -> None:
-    guess, feature = torch.tensor([[0.0, 3.0]]), torch.tensor([[0.5, 1.0]])
+    pair = torch.tensor([[0.0, 3.0]]), torch.tensor([[0.5, 1.0]])
+    found = losses.feature_regression(guess(*torch.zeros(2, 1, 3), *pair)).item()
     # 0.5 * 0.5^2 within one, 2 - 0.5 beyond.
-    assert losses.feature_regression(guess, feature).item() == pytest.approx((0.125 + 1.5) / 2)
+    assert found == pytest.approx((0.125 + 1.5) / 2)
 
 
 def test_the_soft_cross_entropy_is_the_targets_expected_surprise() -> None:
@@ -34,14 +48,14 @@ def test_the_soft_cross_entropy_is_the_targets_expected_surprise() -> None:
         -sum(p * math.log(q) for p, q in zip(softmax(t), softmax(d), strict=True))
         for d, t in zip(logits.tolist(), target.tolist(), strict=True)
     ]
-    found = losses.soft_cross_entropy(logits, target).item()
+    found = losses.soft_cross_entropy(guess(logits, target)).item()
     assert found == pytest.approx(sum(by_hand) / len(by_hand))
 
 
 def test_the_soft_cross_entropy_is_least_at_the_target_itself() -> None:
     _, target = pair(4, 7)
     logits = target.clone().requires_grad_()
-    losses.soft_cross_entropy(logits, target).backward()
+    losses.soft_cross_entropy(guess(logits, target)).backward()
     assert logits.grad is not None
     torch.testing.assert_close(logits.grad, torch.zeros_like(target))
 
@@ -52,7 +66,7 @@ def test_the_probability_distance_is_twice_the_chance_of_a_rejection() -> None:
     for d, t in zip(logits.tolist(), target.tolist(), strict=True):
         accepted = sum(min(p, q) for p, q in zip(softmax(t), softmax(d), strict=True))
         rejected.append(1 - accepted)
-    found = losses.probability_distance(logits, target).item()
+    found = losses.probability_distance(guess(logits, target)).item()
     assert found == pytest.approx(2 * sum(rejected) / len(rejected))
 
 
@@ -65,47 +79,80 @@ def test_list_mle_is_the_chance_of_drawing_the_targets_order(top: int) -> None:
         for place, token in enumerate(order):
             rest = [math.exp(d[other]) for other in order[place:]]
             total -= math.log(math.exp(d[token]) / sum(rest))
-    assert losses.list_mle(logits, target, top).item() == pytest.approx(total / 5)
+    assert losses.list_mle(guess(logits, target), top).item() == pytest.approx(total / 5)
 
 
 def test_list_mle_prefers_the_targets_order() -> None:
     target = torch.tensor([[3.0, 2.0, 1.0, 0.0]])
-    right = losses.list_mle(target * 5, target, 3)
-    swapped = losses.list_mle(target[:, [1, 0, 2, 3]] * 5, target, 3)
+    right = losses.list_mle(guess(target * 5, target), 3)
+    swapped = losses.list_mle(guess(target[:, [1, 0, 2, 3]] * 5, target), 3)
     assert right < swapped
 
 
-def test_the_stages_are_sums_of_their_parts_in_the_papers_shares() -> None:
-    (guess, feature), (logits, target) = pair(4, 8), pair(4, 12, seed=1)
-    parts = [
-        losses.feature_regression(guess, feature),
-        losses.soft_cross_entropy(logits, target),
-        losses.list_mle(logits, target),
-        losses.probability_distance(logits, target),
+def test_the_cross_entropy_is_the_surprise_of_the_targets_choice() -> None:
+    logits, target = pair(6, 5)
+    by_hand = [
+        -math.log(softmax(d)[max(range(5), key=t.__getitem__)])
+        for d, t in zip(logits.tolist(), target.tolist(), strict=True)
     ]
-    text = losses.text_stage(guess, feature, logits, target)
-    assert text.item() == pytest.approx((parts[0] + 0.1 * (parts[1] + 0.1 * parts[2])).item())
-    multimodal = losses.multimodal_stage(guess, feature, logits, target)
-    assert multimodal.item() == pytest.approx((10 * parts[3] + 0.1 * parts[2]).item())
+    assert losses.cross_entropy(guess(logits, target)).item() == pytest.approx(sum(by_hand) / 6)
+
+
+@pytest.mark.parametrize("top", [1, 2, 4, 5, 9])
+def test_the_divergence_over_the_best_is_that_of_those_alone(top: int) -> None:
+    logits, target = pair(6, 5)
+    by_hand = 0.0
+    for d, t in zip(logits.tolist(), target.tolist(), strict=True):
+        best = sorted(range(5), key=lambda token: -t[token])[:top]
+        true, found = softmax([t[i] for i in best]), softmax([d[i] for i in best])
+        by_hand += sum(p * math.log(p / q) for p, q in zip(true, found, strict=True))
+    found = losses.top_divergence(guess(logits, target), top).item()
+    assert found == pytest.approx(by_hand / 6, abs=1e-12)
+    if top >= 5:
+        assert found == pytest.approx(losses.divergence(guess(logits, target)).item())
+
+
+def test_the_divergence_is_the_surprise_beyond_the_targets_own() -> None:
+    logits, target = pair(6, 5)
+    own = losses.soft_cross_entropy(guess(target, target))
+    beyond = losses.soft_cross_entropy(guess(logits, target)) - own
+    torch.testing.assert_close(losses.divergence(guess(logits, target)), beyond)
+
+
+def test_the_stages_are_sums_of_their_parts_in_the_papers_shares() -> None:
+    one = guess(*pair(4, 12, seed=1), *pair(4, 8))
+    features, soft, ranking, distance = (
+        losses.LOSSES[name](one)
+        for name in ("features", "soft_cross_entropy", "ranking", "probability")
+    )
+    text = losses.weighted(losses.TEXT_STAGE)(one)
+    assert text.item() == pytest.approx((features + 0.1 * (soft + 0.1 * ranking)).item())
+    multimodal = losses.weighted(losses.MULTIMODAL_STAGE)(one)
+    assert multimodal.item() == pytest.approx((10 * distance + 0.1 * ranking).item())
 
 
 def test_the_multimodal_stage_leaves_features_free() -> None:
-    guess, feature = pair(3, 8)
-    logits, target = pair(3, 12)
-    first = losses.multimodal_stage(guess, feature, logits, target)
-    assert torch.equal(first, losses.multimodal_stage(guess * 9, feature, logits, target))
+    (feature, true), (logits, target) = pair(3, 8), pair(3, 12)
+    loss = losses.weighted(losses.MULTIMODAL_STAGE)
+    first = loss(guess(logits, target, feature, true))
+    assert torch.equal(first, loss(guess(logits, target, feature * 9, true)))
 
 
-def test_losses_stay_finite_where_the_target_is_sure() -> None:
-    logits = torch.randn(3, 6, requires_grad=True)
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_losses_stay_finite_where_the_target_is_sure(name: str) -> None:
+    logits, feature = torch.randn(3, 6, requires_grad=True), torch.randn(3, 4, requires_grad=True)
     target = torch.full((3, 6), -1e4).index_fill(1, torch.tensor([2]), 1e4)
-    guess = torch.randn(3, 4, requires_grad=True)
-    for stage in (losses.text_stage, losses.multimodal_stage):
-        loss = stage(guess, torch.randn(3, 4), logits, target)
-        loss.backward()
-        assert loss.isfinite()
-        assert logits.grad is not None
-        assert logits.grad.isfinite().all()
+    loss = losses.LOSSES[name](guess(logits, target, feature, torch.randn(3, 4)))
+    loss.backward()
+    assert loss.isfinite()
+    for given in (logits, feature):
+        assert given.grad is None or given.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("weights", [{"kk": 1.0}, {}, {"kl": 1.0, "mse": 2.0}])
+def test_a_loss_that_there_is_not_is_named(weights: dict[str, float]) -> None:
+    with pytest.raises(SettingsError, match="Known are features"):
+        losses.weighted(weights)
 
 
 def test_accuracy_is_the_share_of_equal_choices() -> None:

@@ -56,6 +56,14 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """Texts as the draft reads them, and what its adapter wants to be small, if anything."""
+
+    rows: list[Rows]
+    loss: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class _Images:
     """Images of all texts, in the order of their ends.
 
@@ -73,7 +81,7 @@ class _Images:
     start: Tensor
 
 
-def read(draft: SequentialDraft, seen: Sequence[Seen]) -> list[Rows]:
+def read(draft: SequentialDraft, seen: Sequence[Seen]) -> Reading:
     """Lay out texts, each as if it were alone."""
     words = torch.cat([one.embeddings[1:] for one in seen])
     features = torch.cat([one.features for one in seen])
@@ -91,7 +99,7 @@ def read(draft: SequentialDraft, seen: Sequence[Seen]) -> list[Rows]:
         hidden = draft.combine(words, draft.fuse(features), nothing.expand_as(words))
         places = (row - starts[owner]).split(lengths)
         parts = zip(hidden.split(lengths), places, strict=True)
-        return [Rows(x, place, nothing[0]) for x, place in parts]
+        return Reading([Rows(x, place, nothing[0]) for x, place in parts])
     assert draft.adapter is not None
     compressed = _compress(draft.adapter, seen, images)
     text = (image < 0).nonzero()[:, 0]
@@ -118,7 +126,7 @@ def read(draft: SequentialDraft, seen: Sequence[Seen]) -> list[Rows]:
     serves = (found * torch.arange(1, len(images.owner) + 1, device=device)).amax(1) - 1
     final = torch.where(serves[:, None] >= 0, vectors[serves.clamp(0, len(vectors) - 1)], nothing)
     rows = zip(hidden.split(sizes), place.split(sizes), final, strict=True)
-    return [Rows(*one) for one in rows]
+    return Reading([Rows(*one) for one in rows], compressed.loss)
 
 
 def _images(words: Tensor, image: Tensor, owner: Tensor, starts: Tensor) -> _Images | None:

@@ -24,7 +24,7 @@ from vispec.decoding.cache import SlotCache
 from vispec.decoding.compilation import compiled
 from vispec.decoding.tree import Tree, TreeShape
 from vispec.drafts.growth import Expand, grow_dynamic
-from vispec.drafts.reading import Rows, Seen, read
+from vispec.drafts.reading import Reading, Seen, read
 from vispec.drafts.sequential_session import SequentialSession
 from vispec.errors import DraftMismatchError
 from vispec.targets.base import Target
@@ -178,7 +178,7 @@ class SequentialDraft(nn.Module):
 
     # --- Reading a prompt -------------------------------------------------------------------------
 
-    def read(self, seen: Sequence[Seen]) -> list[Rows]:
+    def read(self, seen: Sequence[Seen]) -> Reading:
         """Lay out the rows of texts, images compressed; each as if it were alone."""
         return read(self, seen)
 

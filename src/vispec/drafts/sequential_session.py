@@ -53,7 +53,8 @@ class SequentialSession:
         following = self.embedding(torch.tensor([token], device=device))
         index = torch.cat([prefill.image_index, prefill.image_index.new_full((1,), -1)])
         embeddings = torch.cat([embeddings, following.to(embeddings.dtype)])
-        (rows,) = self.draft.read([Seen(embeddings, prefill.features, index, len(prompt))])
+        seen = Seen(embeddings, prefill.features, index, len(prompt))
+        (rows,) = self.draft.read([seen]).rows
         n, place, behind = len(rows.position), rows.position, len(prompt)
         if self.draft.follows_positions and prefill.positions is not None:
             place = prefill.positions[..., place]

@@ -86,10 +86,17 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Verification:
-    """The target's view of every node of a tree: `logits [b, n, V]`, `features [b, n, f]`."""
+    """The target's view of every node of a tree.
+
+    Attributes:
+        logits: `[b, n, V]`.
+        features: `[b, n, f]`.
+        hidden: `[b, n, d]` last hidden states after the final norm, which the LM head reads.
+    """
 
     logits: Tensor
     features: Tensor
+    hidden: Tensor
 
 
 _RECURRENT = frozenset(("conv", "linear_attention"))
@@ -390,7 +397,8 @@ class Target:
             attending(self.text_config, self.tree_attention),
         ):
             logits, hidden = run(tree.token, *place, cache)
-        return Verification(logits.to(self.device), found.features(hidden).to(self.device))
+        features = found.features(hidden).to(self.device)
+        return Verification(logits.to(self.device), features, hidden.to(self.device))
 
     def _tree_pass(
         self, token: Tensor, depth: Tensor, parent: Tensor, max_depth: int, cache: SlotCache

@@ -15,6 +15,8 @@ from PIL import Image
 
 from vispec.decoding.engine import Engine, Request
 from vispec.decoding.sampling import Sampling
+from vispec.images import ImageSource
+from vispec.targets.base import Message, Prompt, Target
 
 
 @dataclass(frozen=True)
@@ -23,20 +25,28 @@ class Question:
 
     Attributes:
         key: names the question in the files; unique.
-        prompt: the text.
-        image: makes the picture when it is needed, or None for text alone.
+        prompt: the text, or a conversation; see `vispec.messages`.
+        images: pictures, or what makes them when they are needed.
         temperature: of the answer.
     """
 
     key: str
-    prompt: str
-    image: Callable[[], Image.Image] | None = None
+    prompt: str | Sequence[Message]
+    images: Sequence[ImageSource | Callable[[], Image.Image]] = ()
     temperature: float = 0.0
 
+    def shown(self) -> list[ImageSource]:
+        """Its pictures."""
+        return [one() if callable(one) else one for one in self.images]
+
+    def encode(self, target: Target) -> Prompt:
+        """As the target's inputs."""
+        return target.encode(self.prompt, self.shown())
+
     def request(self, max_new_tokens: int, seed: int) -> Request:
-        images = [self.image()] if self.image is not None else []
+        """To be asked."""
         sampling = Sampling(max_new_tokens=max_new_tokens, temperature=self.temperature, seed=seed)
-        return Request(self.prompt, images, sampling)
+        return Request(self.prompt, self.shown(), sampling)
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,31 @@
-"""Training a decoder draft on what the target said.
+"""Training a sequential draft on what the target said.
 
 Row `p` of the draft pairs the target's feature at position `p` with the token at `p + 1` and
-guesses the feature at `p + 1`. *Self-fed* passes put earlier guesses in the features' place, as
-drafting does, so the draft learns to go on from its own guesses and cannot lean on what a true
-feature knows of the image (ViSpec, arXiv 2509.15235, section 3.4).
+guesses the feature at `p + 1`. In drafting, the first step behind accepted text reads true
+features, and each further one the guess before it. *Self-fed* passes are those further steps,
+behind every position of an answer at once: what a row of pass `j` sees is what it would see as the
+`j`-th step of a chain, true rows up to where the chain began and its own steps since (the
+training-time test of EAGLE-3, arXiv 2503.01840, section 3.1; ViSpec, arXiv 2509.15235, section 3.4,
+takes one). So a draft learns to go on from its own guesses, and cannot lean on what a true feature
+knows of the image.
 
-Shapes: `b` samples, `t` positions, `n` rows, `d` hidden size.
+Shapes: `b` samples, `t` positions, `n` rows, `a` rows at an answer's positions, `d` hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from vispec.drafts.eagle import EagleDraft
-from vispec.drafts.sequential import Rows
+from vispec.drafts.reading import Seen
+from vispec.drafts.sequential import SequentialDraft
+from vispec.targets.base import Target
 from vispec.training.features import Sample
-from vispec.training.losses import accuracy
-
-StageLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""`(guess [m, d], feature [m, d], logits [m, V], target_logits [m, V]) -> scalar`."""
+from vispec.training.losses import Guess, accuracy, weighted
 
 
 def batches(
@@ -53,58 +56,242 @@ def batches(
     return batch
 
 
-def stage(
-    head: nn.Linear, loss: StageLoss, *, self_fed: int = 0, noise: float = 0.0
-) -> Callable[[nn.Module, list[Sample]], tuple[Tensor, dict[str, float]]]:
-    """The loss function of one training stage, for `vispec.training.trainer.Trainer`.
+class Stage(nn.Module):
+    """A draft with what one stage of its training asks of it.
 
     Args:
-        head: the target's LM head; it does not learn.
-        loss: what is minimised at every answer position of every pass.
+        draft: what learns.
+        target: whose LM head reads features; it does not learn.
+        losses: weights of `vispec.training.losses.LOSSES`, summed at every position of every pass.
         self_fed: passes on the draft's own guesses after the first on true features.
         noise: uniform noise on true features, as a share of their standard deviation.
+        decay: weight of each pass relative to the one before.
     """
 
-    def compute(model: nn.Module, samples: list[Sample]) -> tuple[Tensor, dict[str, float]]:
-        assert isinstance(model, EagleDraft)
-        dtype = model.dtype
-        true = [sample.features.to(dtype) for sample in samples]
-        fed = [f + noise * f.std() * 2 * (torch.rand_like(f) - 0.5) for f in true]
-        with torch.no_grad():
-            wanted = torch.cat([f[s.answer_start :] for f, s in zip(true, samples, strict=True)])
-            target_logits = head(wanted.to(head.weight.dtype)).float()
-        total: Tensor | float = 0.0
+    def __init__(
+        self,
+        draft: SequentialDraft,
+        target: Target,
+        losses: Mapping[str, float],
+        *,
+        self_fed: int = 0,
+        noise: float = 0.0,
+        decay: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.draft, self.loss = draft, weighted(losses)
+        self.self_fed, self.noise, self.decay = self_fed, noise, decay
+        # Neither is a part of what is trained, copied or kept.
+        self._frozen = target, _frozen(target.head)
+
+    @staticmethod
+    def weight(samples: Sequence[Sample]) -> int:
+        """How many positions the mean loss of a batch is taken over."""
+        return sum(len(sample.hidden) for sample in samples)
+
+    def forward(self, samples: Sequence[Sample]) -> tuple[Tensor, dict[str, float]]:
+        """The mean loss over all answer positions, and the share of tokens guessed right."""
+        target, head = self._frozen
+        asked = _Asked.of(samples, self.draft, target)
+        passes = unroll(self.draft, asked, self.self_fed, self.noise)
+        total: Tensor = asked.own_loss(passes)
         numbers: dict[str, float] = {}
-        for turn in range(self_fed + 1):
-            guesses = _guess(model, samples, fed)
-            guess = torch.cat(guesses)
-            logits = (guess @ head.weight.detach().to(guess.dtype).T).float()
-            total = total + loss(guess.float(), wanted.float(), logits, target_logits)
-            numbers[f"accuracy_{turn + 1}"] = accuracy(logits, target_logits)
-            fed = [
-                torch.cat([f[: s.answer_start], g.to(dtype)])
-                for f, g, s in zip(fed, guesses, samples, strict=True)
-            ]
-        assert isinstance(total, Tensor)
-        return total / (self_fed + 1), numbers
+        scale = sum(self.decay**turn for turn in range(self.self_fed + 1))
+        for turn, guesses in enumerate(passes.guesses):
+            at = asked.real & (asked.place >= turn)
+            true_logits = asked.true_logits[at[asked.real]]
+            logits = self.draft.logits(guesses[at], head).float()
+            guess = Guess(guesses[at].float(), asked.hidden[at].float(), logits, true_logits)
+            # Behind an answer's first positions there is no chain that long; a mean over all of
+            # them leaves every batch its due weight.
+            share = self.decay**turn / scale * int(at.sum()) / int(asked.real.sum())
+            if int(at.sum()):
+                total = total + share * self.loss(guess)
+                numbers[f"accuracy_{turn + 1}"] = accuracy(logits, true_logits)
+        return total, numbers
 
-    return compute
 
+@dataclass(frozen=True)
+class _Asked:
+    """A batch of samples, padded behind.
 
-def _guess(draft: EagleDraft, samples: list[Sample], features: list[Tensor]) -> list[Tensor]:
-    """Guessed features `[answer, d]` at each sample's answer positions, given those before."""
-    rows: list[Rows] = []
-    for sample, feature in zip(samples, features, strict=True):
-        embeddings = sample.embeddings.to(feature.dtype)
-        rows.append(
-            draft.read(embeddings[:-1], feature[:-1], sample.image_index[:-1], embeddings[-1])
+    Attributes:
+        seen: what the draft reads of each.
+        first: `[b]` position of each answer's first token.
+        real: `[b, a]`, which positions there are.
+        place: `[a]`, counted from an answer's first.
+        words: `[b, a, d]` embeddings at the answer's positions.
+        hidden: `[b, a, d]` true features there.
+        true_logits: `[m, V]` of the target at the real ones.
+        tokens: `[b, a]`, what was said behind them.
+        positions: what the rotary embedding saw, of each sample.
+    """
+
+    seen: list[Seen]
+    first: Tensor
+    real: Tensor
+    place: Tensor
+    words: Tensor
+    hidden: Tensor
+    true_logits: Tensor
+    tokens: Tensor
+    positions: list[Tensor]
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], draft: SequentialDraft, target: Target) -> _Asked:
+        device, dtype = next(draft.parameters()).device, draft.dtype
+        seen, words = [], []
+        for sample in samples:
+            embeddings = sample.embeddings.to(device, dtype)
+            if draft.embed_tokens is not None:
+                own = draft.embed_tokens(sample.ids.to(device))
+                embeddings = torch.where(
+                    sample.image_index[:, None].to(device) < 0, own, embeddings
+                )
+            features, index = sample.features[:-1].to(device, dtype), sample.image_index.to(device)
+            seen.append(Seen(embeddings, features, index, sample.answer_start))
+            words.append(embeddings[sample.answer_start :])
+        count = torch.tensor([len(sample.hidden) for sample in samples], device=device)
+        place = torch.arange(int(count.max()), device=device)
+        hidden = pad_sequence([sample.hidden.to(device, dtype) for sample in samples], True)
+        real = place < count[:, None]
+        with torch.no_grad():
+            true_logits = target.logits(hidden[real].to(target.dtype)).float()
+        if draft.token_map is not None:
+            # Of its own tokens, as if there were no others.
+            true_logits = true_logits[:, draft.token_map]
+        return cls(
+            seen,
+            torch.tensor([sample.answer_start for sample in samples], device=device),
+            real,
+            place,
+            pad_sequence(words, True),
+            hidden,
+            true_logits,
+            pad_sequence([sample.tokens.to(device) for sample in samples], True, -1),
+            [sample.positions.to(device) for sample in samples],
         )
+
+    def own_loss(self, passes: Passes) -> Tensor:
+        return self.hidden.new_zeros(()) if passes.loss is None else passes.loss
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What a draft guessed.
+
+    Attributes:
+        guesses: of every pass, features `[b, a, d]` at the answer's positions; of pass `j` the
+            first `j` positions mean nothing.
+        loss: the adapter's own.
+    """
+
+    guesses: list[Tensor]
+    loss: Tensor | None
+
+
+class _Keys:
+    """Keys and values of all passes so far, given to attention as a cache gives them."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        if layer in self.kept:
+            before = self.kept[layer]
+            key, value = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
+        self.kept[layer] = key, value
+        return key, value
+
+
+def unroll(draft: SequentialDraft, asked: _Asked, self_fed: int, noise: float = 0.0) -> Passes:
+    """Guess behind every position of every answer, and on from there `self_fed` times."""
+    seen = asked.seen
+    if noise:
+        seen = [
+            Seen(s.embeddings, _disturbed(s.features, noise), s.image_index, s.prompt) for s in seen
+        ]
+    reading = draft.read(seen)
+    rows = reading.rows
     hidden = pad_sequence([r.hidden for r in rows], batch_first=True)
-    position = pad_sequence([r.position for r in rows], batch_first=True)
+    places = pad_sequence([r.position for r in rows], batch_first=True)
+    if draft.follows_positions:
+        spots = zip(asked.positions, rows, strict=True)
+        own = [spot.expand(3, -1)[:, r.position].T for spot, r in spots]
+        places = pad_sequence(own, batch_first=True).movedim(-1, 0)
+    keys = _Keys()
     # Padding comes last, where a causal mask hides it from every real row.
-    out = draft(hidden, position)
-    guesses = []
-    for i, (sample, r) in enumerate(zip(samples, rows, strict=True)):
-        count = len(sample.features) - sample.answer_start
-        guesses.append(out[i, len(r.position) - count : len(r.position)])
-    return guesses
+    out = draft(hidden, places, cache=keys)  # type: ignore[arg-type]
+    # Rows at the answer's positions are a text's last ones.
+    count = asked.real.sum(1)
+    length = torch.tensor([len(r.position) for r in rows], device=count.device)
+    first = length - count
+    n, a = hidden.shape[1], len(asked.place)
+    at = (first[:, None] + asked.place).clamp(max=n - 1)
+    guess = out.gather(1, at[..., None].expand(-1, -1, out.shape[-1]))
+    guesses = [guess]
+    spots = places.gather(-1, at.expand(*places.shape[:-1], a))
+    globals_ = torch.stack([r.globals for r in rows])[:, None]
+    true_row = torch.arange(n, device=at.device)
+    itself = torch.eye(a, dtype=torch.bool, device=at.device)
+    for turn in range(1, self_fed + 1):
+        # Row r goes on from what the pass before guessed at r - 1.
+        x = draft.combine(asked.words, guess.roll(1, 1), globals_)
+        seen_rows = true_row <= (at - turn)[..., None]
+        steps = [itself.roll(turn - i, 0).expand(len(at), -1, -1) for i in range(1, turn)]
+        mask = torch.cat([seen_rows, *steps, itself.expand(len(at), -1, -1)], 2)
+        guess = draft(x, spots, mask[:, None], keys)  # type: ignore[arg-type]
+        guesses.append(guess)
+    return Passes(guesses, reading.loss)
+
+
+@torch.no_grad()
+def acceptance(
+    draft: SequentialDraft, target: Target, samples: Sequence[Sample], depth: int = 4
+) -> dict[str, float]:
+    """What a greedy chain would have accepted of answers, without decoding them again.
+
+    Args:
+        draft: not training.
+        depth: of the chains.
+
+    Returns:
+        `acceptance_length`: tokens a pass of the target, its own included; and
+        `accepted_1` … : the share of all positions behind which so many tokens are right.
+    """
+    passes = unroll(draft, asked := _Asked.of(samples, draft, target), depth - 1)
+    head = _frozen(target.head)
+    right = torch.zeros(*asked.real.shape, depth, dtype=torch.bool)
+    for turn, guesses in enumerate(passes.guesses):
+        token = draft.logits(guesses, head).argmax(-1)
+        token = token if draft.token_map is None else draft.token_map[token]
+        hit = ((token == asked.tokens) & asked.real).cpu()
+        # The chain that began `turn` rows before.
+        right[:, : hit.shape[1] - turn, turn] = hit[:, turn:]
+    together = right.long().cumprod(-1)
+    # Behind a last token that nothing was said behind, no chain began.
+    ends = (asked.tokens >= 0).sum(1).tolist()
+    said = cycles = 0
+    for accepted, end in zip(together.sum(-1).tolist(), ends, strict=True):
+        place = 0
+        while place < end:
+            step = min(accepted[place] + 1, end - place)
+            said, cycles, place = said + step, cycles + 1, place + step
+    share = together[asked.real.cpu()].double().mean(0).tolist()
+    return {
+        "acceptance_length": said / max(1, cycles),
+        **{f"accepted_{i + 1}": value for i, value in enumerate(share)},
+    }
+
+
+def _disturbed(features: Tensor, noise: float) -> Tensor:
+    return features + noise * features.std() * 2 * (torch.rand_like(features) - 0.5)
+
+
+def _frozen(head: nn.Linear) -> nn.Linear:
+    """The same weights, for which no gradients are worked out."""
+    same = nn.Linear(head.in_features, head.out_features, head.bias is not None, device="meta")
+    same.weight = nn.Parameter(head.weight.detach(), requires_grad=False)
+    if head.bias is not None:
+        same.bias = nn.Parameter(head.bias.detach(), requires_grad=False)
+    return same

@@ -1,63 +1,168 @@
-"""What the target's decoder saw and made of its own answers, kept for many epochs of a draft."""
+"""What the target's decoder saw and made of its own answers: what drafts learn from.
+
+`Online` works it out whenever it is asked for; `Store` keeps it on disk for many epochs. Both are
+sequences of the same samples.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from vispec.decoding.tree import Tree
 from vispec.targets.base import Target
 from vispec.training.distill import Answer, Question
 
+Precision = Literal["float32", "bfloat16", "int8"]
 SHARD = 128
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One conversation.
+    """One conversation, of which the target wrote the end.
 
     Attributes:
-        features: `[t, d]` last hidden states.
+        features: `[t, f]` what a draft reads: last hidden states, or of several layers.
+        hidden: `[a, d]` last hidden states at the answer's positions, which the LM head reads.
         embeddings: `[t, d]` the decoder's inputs, images in them.
         image_index: `[t]`, -1 for text.
-        answer_start: position of the answer's first token.
+        ids: `[t]` tokens, images' placeholders among them.
+        tokens: `[a]`, what was said behind each of the answer's positions; -1 where nothing was.
+        positions: `[t]`, or `[3, t]` under M-RoPE, what the rotary embedding saw.
     """
 
     features: Tensor
+    hidden: Tensor
     embeddings: Tensor
     image_index: Tensor
-    answer_start: int
+    ids: Tensor
+    tokens: Tensor
+    positions: Tensor
+
+    @property
+    def answer_start(self) -> int:
+        """Position of the answer's first token."""
+        return len(self.features) - len(self.hidden)
 
 
 @torch.inference_mode()
-def look(target: Target, question: Question, answer: Answer) -> Sample:
+def look(target: Target, question: Question, answer: Answer, layers: Sequence[int] = ()) -> Sample:
     """Run the target over a question and, as it was said, its answer.
 
-    An end-of-sequence token is left out: nothing is drafted behind it.
+    An end-of-sequence token is not run: nothing is drafted behind it.
+
+    Args:
+        layers: whose hidden states are the features; see `Target.prefill`.
     """
-    images = [question.image()] if question.image is not None else []
-    prompt = target.encode(question.prompt, images)
-    ids = answer.token_ids
-    if len(ids) > 1 and ids[-1] in target.eos_token_ids:
-        ids = ids[:-1]
+    prompt = question.encode(target)
+    ids = list(answer.token_ids)
+    ended = len(ids) > 1 and ids[-1] in target.eos_token_ids
+    last = ids.pop() if ended else -1
     said = torch.tensor([ids], device=target.device)
     n = said.shape[1]
     place = torch.arange(n, device=target.device)[None]
     cache = target.new_cache(1, len(prompt) + n)
-    seen = target.prefill(prompt, cache, 0)
-    then = target.verify(Tree(said, place - 1, place, n - 1, torch.zeros(1, n)), cache)
+    seen = target.prefill(prompt, cache, 0, layers)
+    first = cache.next_position[0]
+    then = target.verify(
+        Tree(said, place - 1, place, n - 1, torch.zeros(1, n)), cache, layers=layers
+    )
+    assert seen.positions is not None
+    behind = (first + place[0]).expand(*seen.positions.shape[:-1], -1)
     return Sample(
         torch.cat([seen.features, then.features[0]]),
+        then.hidden[0],
         torch.cat([seen.embeddings, target.embedding(said)[0]]),
         torch.cat([seen.image_index, torch.full_like(said[0], -1)]),
-        len(prompt),
+        torch.tensor([*prompt.ids, *ids], device=target.device),
+        torch.tensor([*ids[1:], last], device=target.device),
+        torch.cat([seen.positions, behind], -1),
     )
+
+
+class Online(Sequence[Sample]):
+    """Samples worked out whenever they are asked for."""
+
+    def __init__(
+        self,
+        target: Target,
+        questions: Sequence[Question],
+        answers: Mapping[str, Answer],
+        layers: Sequence[int] = (),
+    ) -> None:
+        self.target, self.questions, self.answers = target, questions, answers
+        self.layers = tuple(layers)
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        question = self.questions[index]
+        sample = look(self.target, question, self.answers[question.key], self.layers)
+        # What was made in inference mode cannot be trained with.
+        return Sample(**{name: value.clone() for name, value in vars(sample).items()})
+
+
+class Store(Sequence[Sample]):
+    """Samples kept in a folder, a shard of them a file, read when they are asked for.
+
+    Embeddings of text are looked up again rather than kept. A shard that is damaged is left out,
+    and named in `damaged`.
+
+    Args:
+        folder: made by `collect`.
+        target: whose token embedding is looked up.
+    """
+
+    def __init__(self, folder: Path, target: Target) -> None:
+        self.folder = folder
+        self.damaged: list[str] = []
+        self.places: list[tuple[Path, int]] = []
+        for path in sorted(folder.glob("features-*.safetensors")):
+            try:
+                with safe_open(path, "pt") as file:
+                    count = int((file.metadata() or {})["samples"])
+            except (SafetensorError, OSError, KeyError, ValueError) as error:
+                self.damaged.append(f"{path} ({error})")
+                continue
+            self.places += [(path, i) for i in range(count)]
+        for name in self.damaged:
+            print(f"left out a damaged shard of features: {name}", file=sys.stderr, flush=True)
+        self._opened = lru_cache(maxsize=256)(lambda path: _Shard(path, target.embedding))
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        path, place = self.places[index]
+        return self._opened(path).sample(place)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Of disk, images' positions counted like those of text."""
+        size = sum(path.stat().st_size for path in {path for path, _ in self.places})
+        positions = 0
+        for path in {path for path, _ in self.places}:
+            with safe_open(path, "pt") as file:
+                positions += int(file.metadata()["positions"])
+        return size / max(1, positions)
 
 
 def collect(
@@ -65,49 +170,112 @@ def collect(
     questions: Sequence[Question],
     answers: Mapping[str, Answer],
     folder: Path,
-) -> list[Sample]:
-    """Features of every answered question, in bf16, a shard of samples a file.
+    *,
+    layers: Sequence[int] = (),
+    precision: Precision = "bfloat16",
+) -> Store:
+    """Keep the features of every answered question.
 
-    Shards already in `folder` are read instead of made. Two tensors of the hidden size a position
-    are kept, `4 d` bytes: 768 for a width of 192.
+    Shards already in `folder` are left as they are, and damaged ones made again.
+
+    Args:
+        layers: whose hidden states are kept; see `Target.prefill`.
+        precision: of what is kept. `int8` has one scale a row.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    samples: list[Sample] = []
     begun = time.monotonic()
     for start in range(0, len(questions), SHARD):
         path = folder / f"features-{start:06d}.safetensors"
         group = questions[start : start + SHARD]
-        if not path.exists():
-            made = [look(target, q, answers[q.key]) for q in group]
-            _write(made, path)
-            print(
-                f"features of {start + len(group)}/{len(questions)} answers,"
-                f" {time.monotonic() - begun:.0f} s",
-                flush=True,
-            )
-        samples += _read(path)
-    return samples
+        if _whole(path, len(group)):
+            continue
+        made = [look(target, q, answers[q.key], layers) for q in group]
+        _write(made, path, target, precision)
+        print(
+            f"features of {start + len(group)}/{len(questions)} answers,"
+            f" {time.monotonic() - begun:.0f} s",
+            flush=True,
+        )
+    return Store(folder, target)
 
 
-def _write(samples: Sequence[Sample], path: Path) -> None:
-    tensors = {}
-    for i, sample in enumerate(samples):
-        tensors[f"{i}.features"] = sample.features.to(torch.bfloat16).contiguous()
-        tensors[f"{i}.embeddings"] = sample.embeddings.to(torch.bfloat16).contiguous()
+@torch.inference_mode()
+def _write(made: Sequence[Sample], path: Path, target: Target, precision: Precision) -> None:
+    tensors: dict[str, Tensor] = {}
+    for i, sample in enumerate(made):
+        # What is no token's own embedding is kept: images.
+        kept = (target.embedding(sample.ids) != sample.embeddings).any(-1)
+        same = torch.equal(sample.features[sample.answer_start :], sample.hidden)
+        for name, value in (
+            ("features", sample.features),
+            ("hidden", sample.hidden[:0] if same else sample.hidden),
+            ("shown", sample.embeddings[kept]),
+        ):
+            for part, tensor in _packed(value, precision).items():
+                tensors[f"{i}.{name}{part}"] = tensor
+        tensors[f"{i}.kept"] = kept
+        tensors[f"{i}.ids"] = sample.ids.int()
         tensors[f"{i}.image_index"] = sample.image_index.to(torch.int16)
-        tensors[f"{i}.answer_start"] = torch.tensor(sample.answer_start)
-    save_file(tensors, path.with_suffix(".tmp"))
+        tensors[f"{i}.tokens"] = sample.tokens.int()
+        tensors[f"{i}.positions"] = sample.positions.int()
+    facts = {
+        "samples": str(len(made)),
+        "positions": str(sum(len(sample.features) for sample in made)),
+    }
+    save_file(
+        {name: value.contiguous().cpu() for name, value in tensors.items()},
+        path.with_suffix(".tmp"),
+        metadata=facts,
+    )
     path.with_suffix(".tmp").replace(path)
 
 
-def _read(path: Path) -> list[Sample]:
-    tensors = load_file(path)
-    return [
-        Sample(
-            tensors[f"{i}.features"],
-            tensors[f"{i}.embeddings"],
-            tensors[f"{i}.image_index"].long(),
-            int(tensors[f"{i}.answer_start"]),
+def _whole(path: Path, count: int) -> bool:
+    """Whether a shard is there, can be read, and holds as many samples."""
+    try:
+        with safe_open(path, "pt") as file:
+            return int((file.metadata() or {}).get("samples", -1)) == count
+    except (SafetensorError, OSError, ValueError):
+        return False
+
+
+class _Shard:
+    """An opened file of samples."""
+
+    def __init__(self, path: Path, embedding: nn.Embedding) -> None:
+        self.file, self.embedding = safe_open(path, "pt"), embedding
+        self.names = frozenset(self.file.keys())
+
+    def sample(self, i: int) -> Sample:
+        ids, tokens = self._part(i, "ids").long(), self._part(i, "tokens").long()
+        features, hidden = self._number(i, "features"), self._number(i, "hidden")
+        with torch.no_grad():
+            embeddings = self.embedding(ids.to(self.embedding.weight.device)).cpu()
+        embeddings[self._part(i, "kept")] = self._number(i, "shown").to(embeddings.dtype)
+        return Sample(
+            features,
+            hidden if len(hidden) else features[len(ids) - len(tokens) :],
+            embeddings,
+            self._part(i, "image_index").long(),
+            ids,
+            tokens,
+            self._part(i, "positions").long(),
         )
-        for i in range(sum(name.endswith(".answer_start") for name in tensors))
-    ]
+
+    def _part(self, i: int, name: str) -> Tensor:
+        found: Tensor = self.file.get_tensor(f"{i}.{name}")
+        return found
+
+    def _number(self, i: int, name: str) -> Tensor:
+        value = self._part(i, name)
+        if f"{i}.{name}.scale" in self.names:
+            return value * self._part(i, f"{name}.scale")
+        return value
+
+
+def _packed(value: Tensor, precision: Precision) -> dict[str, Tensor]:
+    """What is kept of numbers `[n, …]`, by the end of its name."""
+    if precision != "int8":
+        return {"": value.to(getattr(torch, precision))}
+    scale = value.float().abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
+    return {"": (value / scale).round().to(torch.int8), ".scale": scale}

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -59,7 +58,7 @@ CARD = """# {title}
 
 {training}
 
-Share of held-out tokens guessed right at the first, second and third step:
+Share of held-out positions behind which one, two and three tokens are guessed right:
 
 {curve}
 
@@ -93,7 +92,7 @@ def scene_questions(
             Question(
                 f"scene-{seed}-{task}",
                 sample.question,
-                partial(_render, seed, task),
+                [partial(_render, seed, task)],
                 # Each task gets every temperature.
                 temperatures[turn % len(temperatures)],
             )
@@ -116,7 +115,7 @@ def photo_questions(
             Question(
                 f"photo-{index}-{photo.path.stem}",
                 turn.question,
-                partial(photo.open, scenes.SIZE),
+                [partial(photo.open, scenes.SIZE)],
                 temperatures[index % len(temperatures)],
             )
         )
@@ -126,7 +125,7 @@ def photo_questions(
 def text_questions(questions: Sequence[Question], count: int, seed: int = 0) -> list[Question]:
     """Some of the questions with nothing to look at: the target's language alone."""
     some = Random(seed).sample(questions, min(count, len(questions)))
-    return [Question(f"text-{q.key}", q.prompt, None, 1.0) for q in some]
+    return [Question(f"text-{q.key}", q.prompt, temperature=1.0) for q in some]
 
 
 def _render(seed: int, task: str) -> Image.Image:
@@ -164,28 +163,27 @@ def train(
     learning_rate: float = 1e-3,
 ) -> None:
     """Both stages, each with a budget in seconds; one without any is left out."""
-    for name, samples, loss, self_fed, seconds, rate in (
-        ("text", text, losses.text_stage, 0, text_s, learning_rate),
-        ("multimodal", multimodal, losses.multimodal_stage, 1, multimodal_s, learning_rate / 2),
+    for name, samples, weights, self_fed, seconds, rate in (
+        ("text", text, losses.TEXT_STAGE, 0, text_s, learning_rate),
+        ("multimodal", multimodal, losses.MULTIMODAL_STAGE, 1, multimodal_s, learning_rate / 2),
     ):
         if not seconds:
             continue
-        compute = training.stage(target.head, loss, self_fed=self_fed, noise=0.1)
-        measure = training.stage(target.head, loss, self_fed=2)
         Trainer(
-            draft,
+            training.Stage(draft, target, weights, self_fed=self_fed, noise=0.1),
             training.batches(samples, batch, seed=1),
-            compute,
+            lambda stage, batch: stage(batch),
             Settings(work / name, rate, budget_s=seconds, clip_norm=0.5, evaluate_s=120.0),
-            evaluate=lambda model, measure=measure: _evaluate(model, measure, heldout),  # type: ignore[misc]
+            evaluate=lambda stage: heldout_acceptance(stage.draft, target, heldout),
         ).run()
 
 
-def _evaluate(model: torch.nn.Module, measure: Callable, heldout: Sequence[Sample]) -> dict:  # type: ignore[type-arg]
-    """Share of held-out tokens guessed right at the first, second and third step."""
-    found = [measure(model, list(heldout[i : i + 8])) for i in range(0, len(heldout), 8)]
-    names = found[0][1]
-    return {f"heldout_{name}": statistics.fmean(f[1][name] for f in found) for name in names}
+def heldout_acceptance(
+    draft: EagleDraft, target: Target, samples: Sequence[Sample]
+) -> dict[str, float]:
+    """What greedy chains of three accept of held-out answers."""
+    found = training.acceptance(draft, target, samples, 3)
+    return {f"heldout_{name}": value for name, value in found.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -264,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     speculating = Engine(target, final, tree=tree)
     measured = acceptance(speculating, unseen)
-    blind = acceptance(speculating, [replace(question, image=None) for question in unseen])
+    blind = acceptance(speculating, [replace(question, images=()) for question in unseen])
     vispec_format.write(
         final.to(torch.bfloat16),
         options.out,
@@ -332,10 +330,10 @@ def card(
             phase,
             line["step"],
             f"{line['elapsed_s'] / 60:.0f}",
-            *(f"{line[f'heldout_accuracy_{step}']:.3f}" for step in (1, 2, 3)),
+            *(f"{line[f'heldout_accepted_{step}']:.3f}" for step in (1, 2, 3)),
         )
         for phase in ("text", "multimodal")
-        for line in judged(work, phase, "heldout_accuracy_1", 6)
+        for line in judged(work, phase, "heldout_accepted_1", 6)
     ]
     answers = f"{counts['text']} to questions without a picture, sampled at temperature 1"
     if KINDS[kind]:
@@ -355,7 +353,7 @@ def card(
         parameters=sum(p.numel() for p in draft.parameters()) / 1e6,
         answers=answers,
         training=training_of(work, ("text", "multimodal")),
-        curve=table(("stage", "step", "minutes", "first", "second", "third"), curve),
+        curve=table(("stage", "step", "minutes", "one", "two", "three"), curve),
         tree=f"{tree.size} nodes, depth {tree.depth}, width {tree.width}",
         rows=table(header, rows),
     )
