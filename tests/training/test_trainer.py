@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -113,3 +116,195 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 def test_two_budgets_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="exactly one of budget_s and budget_steps"):
         Settings(tmp_path, 1e-3, budget_s=1.0, budget_steps=2)
+
+
+# --- Several parts, several processes -------------------------------------------------------------
+
+
+def split(batch: list[Tensor], parts: int) -> list[list[Tensor]]:
+    return [batch[i::parts] for i in range(parts)]
+
+
+def uneven(step: int) -> list[Tensor]:
+    """Samples of different lengths, of which each position counts the same."""
+    generator = torch.Generator().manual_seed(step)
+    lengths = torch.randint(1, 6, (6,), generator=generator).tolist()
+    return [torch.randn(n, 4, generator=generator) for n in lengths]
+
+
+def mean_loss(model: nn.Module, batch: list[Tensor]) -> tuple[Tensor, dict[str, float]]:
+    return ((model(torch.cat(batch)) - 1) ** 2).mean(), {}
+
+
+def weigh(batch: list[Tensor]) -> float:
+    return sum(map(len, batch))
+
+
+def trained(folder: Path, **changes: Any) -> nn.Linear:
+    model = fresh().double()
+
+    def batches(step: int) -> list[Tensor]:
+        return [sample.double() for sample in uneven(step)]
+
+    chosen = settings(folder, **changes)
+    Trainer(model, batches, mean_loss, chosen, split=split, weigh=weigh).run()
+    return model
+
+
+@pytest.mark.parametrize("parts", [2, 3, 6])
+def test_a_batch_taken_apart_trains_as_the_whole(tmp_path: Path, parts: int) -> None:
+    whole = trained(tmp_path / "whole")
+    torch.testing.assert_close(
+        trained(tmp_path / "parts", accumulate=parts).weight, whole.weight, rtol=0, atol=1e-12
+    )
+
+
+SCRIPT = """
+import sys
+import torch
+from pathlib import Path
+sys.path[:0] = {path!r}
+from training.test_trainer import trained
+model = trained(Path(sys.argv[1]))
+torch.save(model.state_dict(), sys.argv[1] + "/" + sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    whole = trained(tmp_path / "whole")
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(path=sys.path))
+    launcher = "import sys; from accelerate.commands.accelerate_cli import main; main()"
+    command = [sys.executable, "-c", launcher, "launch", "--cpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", "0", str(script), str(tmp_path / "two"), "weights.pt"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    found = torch.load(tmp_path / "two" / "weights.pt")
+    torch.testing.assert_close(found["weight"], whole.weight.detach(), rtol=0, atol=1e-12)
+    lines = (tmp_path / "two" / "log.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    assert steps == sorted(set(steps)), "both processes wrote the log"
+
+
+DIES = """
+import os, signal, sys
+from pathlib import Path
+sys.path[:0] = {path!r}
+from training.test_trainer import Trainer, batches, fresh, loss, settings
+def dies(step):
+    if step == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return batches(step)
+Trainer(fresh(), dies, loss, settings(Path(sys.argv[1]), **{changes!r})).run()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"ema": 0.9}], ids=str)
+def test_a_run_that_was_killed_outright_ends_with_the_same_weights(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    whole = fresh()
+    Trainer(whole, batches, loss, settings(tmp_path / "whole", **changes)).run()
+    script = tmp_path / "script.py"
+    script.write_text(DIES.format(path=sys.path, changes=changes))
+    for step in (4, 9):
+        ran = subprocess.run([sys.executable, script, tmp_path / "killed", str(step)], timeout=300)
+        assert ran.returncode == -signal.SIGKILL
+    resumed = nn.Linear(4, 2)
+    Trainer(resumed, batches, loss, settings(tmp_path / "killed", **changes)).run()
+    assert torch.equal(whole.weight, resumed.weight)
+
+
+def test_a_kill_while_checkpoints_change_places_loses_nothing(tmp_path: Path) -> None:
+    whole = fresh()
+    Trainer(whole, batches, loss, settings(tmp_path / "whole")).run()
+
+    def dies(step: int) -> Tensor:
+        if step == 7:
+            raise KeyboardInterrupt
+        return batches(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(fresh(), dies, loss, settings(tmp_path / "killed")).run()
+    # Between the two renamings, with the next one half written.
+    kept = tmp_path / "killed" / "checkpoint"
+    kept.rename(tmp_path / "killed" / "checkpoint.old")
+    (tmp_path / "killed" / "checkpoint.new").mkdir()
+    resumed = nn.Linear(4, 2)
+    Trainer(resumed, batches, loss, settings(tmp_path / "killed")).run()
+    assert torch.equal(whole.weight, resumed.weight)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(fresh(), batches, loss, settings(tmp_path, budget_steps=4))
+    trainer.run()
+    before = {p.name: p.read_bytes() for p in (tmp_path / "checkpoint").iterdir()}
+
+    def full(folder: str) -> None:
+        Path(folder).mkdir()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trainer.accelerator, "save_state", full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer._save()
+    assert {p.name: p.read_bytes() for p in (tmp_path / "checkpoint").iterdir()} == before
+
+
+# --- Averages, patience, and what is wrong --------------------------------------------------------
+
+
+def test_the_mean_of_the_weights_is_judged_and_left(tmp_path: Path) -> None:
+    judged: list[Tensor] = []
+
+    def judge(model: nn.Module) -> dict[str, float]:
+        judged.append(model.weight.detach().clone())  # type: ignore[operator]
+        return {"heldout": 1.0}
+
+    seen: list[Tensor] = []
+
+    def noted(model: nn.Linear, batch: Tensor) -> tuple[Tensor, dict[str, float]]:
+        seen.append(model.weight.detach().clone())
+        return loss(model, batch)
+
+    model = fresh()
+    Trainer(model, batches, noted, settings(tmp_path, ema=0.5, evaluate_s=0.0), judge).run()
+    plain = fresh()
+    Trainer(plain, batches, loss, settings(tmp_path / "plain")).run()
+    steps = [*seen[1:], plain.weight.detach()]
+    mean = steps[0]
+    for weight in steps[1:]:
+        mean = 0.5 * mean + 0.5 * weight
+    torch.testing.assert_close(model.weight.detach(), mean)
+    torch.testing.assert_close(judged[-1], mean)
+
+
+def test_a_run_ends_when_nothing_gets_better(tmp_path: Path) -> None:
+    scores = iter([1.0, 3.0, 2.0, 3.0, 2.5, 9.0])
+    progress = Trainer(
+        fresh(),
+        batches,
+        loss,
+        settings(tmp_path, evaluate_s=0.0, watch="score", patience=3),
+        lambda model: {"score": next(scores)},
+    ).run()
+    assert (progress.step, progress.best) == (5, 3.0)
+    again = Trainer(fresh(), batches, loss, settings(tmp_path, watch="score", patience=3))
+    assert again.run().step == 5
+
+
+def test_what_is_not_finite_is_named_with_what_is_left(tmp_path: Path) -> None:
+    def broken(model: nn.Module, batch: Tensor) -> tuple[Tensor, dict[str, float]]:
+        return model(batch).sum() * float("nan"), {}
+
+    Trainer(fresh(), batches, loss, settings(tmp_path, budget_steps=3)).run()
+    with pytest.raises(FloatingPointError) as error:
+        Trainer(
+            fresh(), batches, broken, settings(tmp_path), names=lambda batch: "cat-1, dog-7"
+        ).run()
+    for words in ("nan at step 3", "cat-1, dog-7", str(tmp_path / "checkpoint")):
+        assert words in str(error.value)

@@ -18,15 +18,18 @@ and a function from (model, batch) to loss; it gives back the trained model::
   than half the steps with it. Embeddings, heads and vectors always stay with AdamW.
 * **Budget.** ``budget_s`` (wall-clock seconds, kept across kills) or ``budget_steps``. The
   learning rate follows the share of the budget used, so a run is complete whenever it ends.
-* **Resume.** Model, optimizer, step, elapsed seconds and the random state of torch are in one
-  file, replaced atomically. A new ``Trainer`` on the same folder goes on from there; with
-  ``budget_steps`` it ends with the same weights as an uninterrupted run. A finished run only
-  loads its weights.
+* **Resume.** Model, optimizers, step, elapsed seconds and the random states are in the folder
+  ``checkpoint``, replaced atomically. A new ``Trainer`` on the same folder goes on from there; with
+  ``budget_steps`` it ends with the same weights as an uninterrupted run. A finished run only loads
+  its weights.
 * **Log.** ``log.jsonl`` in the folder, one object a line: ``step``, ``elapsed_s``, ``share``,
   ``learning_rate``, ``loss`` (mean since the last line), the loss function's numbers and, on
-  evaluation lines, what ``evaluate`` returned.
-* **accelerate.** Pass a prepared model and ``backward=accelerator.backward``; the loop itself
-  needs nothing else from it.
+  evaluation lines, what ``evaluate`` returned; and the same for tensorboard, where it is installed.
+* **Several processes.** Under ``accelerate launch`` each takes its part of every batch, and the
+  weights become what one process would have made of all of it. ``split`` says how a batch is taken
+  apart, ``weigh`` how much each part of it counts in a mean over all. ``settings.accumulate`` takes
+  batches apart likewise, where they do not fit into memory. What learns must be called through the
+  model that the loss function is given.
 * **On a CPU.** Start with another allocator and threads that wait a moment before they sleep:
   ``LD_PRELOAD=libtcmalloc_minimal.so.4 GOMP_SPINCOUNT=20000`` made a step take 0.30 s instead of
   0.53 on two cores (both changed at once; which of them it is was not measured). On cores that
@@ -38,18 +41,24 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vispec.training.muon import Muon
 
+CHECKPOINT = "checkpoint"
 Loss = Callable[[Any, Any], tuple[Tensor, dict[str, float]]]
 
 
@@ -58,13 +67,18 @@ class Settings:
     """How to optimise, for how long, and where to keep the state.
 
     Attributes:
-        folder: receives ``checkpoint.pt`` and ``log.jsonl``.
+        folder: receives ``checkpoint`` and ``log.jsonl``.
         learning_rate: the peak, reached after ``warmup_share`` of the budget.
         budget_s, budget_steps: exactly one of them; wall-clock seconds or optimizer steps.
         final_rate: learning rate at the end as a share of the peak (cosine in between).
         matrix_rate: learning rate of Muon's matrices as a multiple of AdamW's.
         autocast: run the loss function in bfloat16 where that is safe.
         checkpoint_s, log_s, evaluate_s: seconds between checkpoints, log lines, evaluations.
+        accumulate: parts that a process takes its batch apart into, one after another.
+        ema: decay a step of a running mean of the weights, which is what is evaluated and what is
+            left at the end; 0 for none.
+        watch: the number of ``evaluate`` that should grow.
+        patience: evaluations in a row without a better one, after which the run ends; 0 for none.
     """
 
     folder: Path
@@ -81,6 +95,10 @@ class Settings:
     checkpoint_s: float = 300.0
     log_s: float = 20.0
     evaluate_s: float = 300.0
+    accumulate: int = 1
+    ema: float = 0.0
+    watch: str = ""
+    patience: int = 0
 
     def __post_init__(self) -> None:
         if (self.budget_s is None) == (self.budget_steps is None):
@@ -92,10 +110,26 @@ class Settings:
 
 @dataclass
 class Progress:
-    """Where a run stands: optimizer steps done and seconds spent, earlier starts included."""
+    """Where a run stands.
+
+    Attributes:
+        step: optimizer steps done.
+        elapsed_s: seconds spent, earlier starts included.
+        best: of the number that is watched.
+        waited: evaluations since then.
+    """
 
     step: int = 0
     elapsed_s: float = 0.0
+    best: float = -math.inf
+    waited: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
 
 
 class Trainer:
@@ -109,63 +143,68 @@ class Trainer:
         settings: Settings,
         evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
         on_checkpoint: Callable[[nn.Module, Progress], None] | None = None,
-        backward: Callable[[Tensor], None] = Tensor.backward,
         hidden: Callable[[str, nn.Parameter], bool] = lambda name, parameter: False,
+        split: Callable[[Any, int], list[Any]] | None = None,
+        weigh: Callable[[Any], float] = lambda batch: 1.0,
+        names: Callable[[Any], str] = lambda batch: "",
     ) -> None:
+        """Args beyond the module's text.
+
+        Args:
+            names: what the parts of a batch are called, for messages.
+        """
         self.model, self.batches, self.loss = model, batches, loss
         self.settings, self.evaluate, self.on_checkpoint = settings, evaluate, on_checkpoint
-        self.backward = backward
+        self.split, self.weigh, self.names = split, weigh, names
+        self.accelerator = Accelerator(
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
+        )
+        # Parts of a batch are as large on every process as on one.
+        self.parts = self.accelerator.num_processes * settings.accumulate
+        if self.parts > 1 and split is None:
+            raise ValueError(f"batches are to be taken apart into {self.parts}: give split")
         self.progress = Progress()
-        self.optimizers = _optimizers(model, settings, hidden)
+        optimizers = _optimizers(model, settings, hidden)
+        self.running, *self.optimizers = self.accelerator.prepare(model, *optimizers)
+        self.mean = None
+        if settings.ema:
+            self.mean = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+            self.accelerator.register_for_checkpointing(self.mean)
+        self.accelerator.register_for_checkpointing(self.progress)
         settings.folder.mkdir(parents=True, exist_ok=True)
+        self._board: Any = None
 
     @property
     def share(self) -> float:
         """How much of the budget is used, 0 to 1."""
-        if self.settings.budget_steps is not None:
-            return min(1.0, self.progress.step / max(1, self.settings.budget_steps))
-        return min(1.0, self.progress.elapsed_s / max(1e-9, self.settings.budget_s or 0.0))
+        settings, progress = self.settings, self.progress
+        if settings.patience and progress.waited >= settings.patience:
+            return 1.0
+        if settings.budget_steps is not None:
+            return min(1.0, progress.step / max(1, settings.budget_steps))
+        return min(1.0, progress.elapsed_s / max(1e-9, settings.budget_s or 0.0))
 
     def run(self) -> Progress:
         """Train to the end of the budget, from the last checkpoint if there is one."""
         self._load()
         settings, progress = self.settings, self.progress
-        began = time.monotonic() - progress.elapsed_s
+        self._began = time.monotonic() - progress.elapsed_s
         logged = saved = evaluated = progress.elapsed_s
         losses: list[float] = []
-        numbers: dict[str, float] = {}
         steps_logged = progress.step
-        self.model.train()
+        self.running.train()
         finished = self.share >= 1.0
         while self.share < 1.0:
-            batch = self.batches(progress.step)
-            scale = rate(self.share, settings.warmup_share, settings.final_rate)
-            for optimizer in self.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = group["peak"] * scale
-            device = next(self.model.parameters()).device.type
-            with torch.autocast(device, torch.bfloat16, enabled=settings.autocast):
-                loss, numbers = self.loss(self.model, batch)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"the loss is {value} at step {progress.step}; lower the "
-                    f"learning rate ({settings.learning_rate})"
-                )
-            self.model.zero_grad(set_to_none=True)
-            self.backward(loss)
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
-            for optimizer in self.optimizers:
-                optimizer.step()
+            value, norm, numbers = self._step()
             progress.step += 1
-            progress.elapsed_s = time.monotonic() - began
+            progress.elapsed_s = self._elapsed()
             losses.append(value)
             ended = self.share >= 1.0
             if ended or progress.elapsed_s - logged >= settings.log_s:
                 self._log(
                     {
                         "loss": sum(losses) / len(losses),
-                        "gradient_norm": float(norm),
+                        "gradient_norm": norm,
                         **numbers,
                         "step_s": (progress.elapsed_s - logged) / (progress.step - steps_logged),
                     }
@@ -173,26 +212,90 @@ class Trainer:
                 losses, logged, steps_logged = [], progress.elapsed_s, progress.step
             if self.evaluate and (ended or progress.elapsed_s - evaluated >= settings.evaluate_s):
                 self._evaluate()
-                progress.elapsed_s = logged = evaluated = time.monotonic() - began
+                progress.elapsed_s = logged = evaluated = self._elapsed()
                 steps_logged = progress.step
-            if not ended and progress.elapsed_s - saved >= settings.checkpoint_s:
+            if self.share < 1.0 and progress.elapsed_s - saved >= settings.checkpoint_s:
                 self._save()
-                progress.elapsed_s = saved = time.monotonic() - began
+                progress.elapsed_s = saved = self._elapsed()
         if not finished:
             self._save()
+        if self.mean is not None:
+            self.model.load_state_dict(self.mean.module.state_dict())
         return progress
+
+    def _elapsed(self) -> float:
+        """Seconds spent, the same on every process."""
+        spent = torch.tensor(time.monotonic() - self._began, dtype=torch.float64)
+        if self.accelerator.num_processes > 1:
+            spent = broadcast(spent.to(self.accelerator.device))
+        return float(spent)
+
+    def _step(self) -> tuple[float, float, dict[str, float]]:
+        """One optimizer step: its loss, the norm of its gradient, the loss function's numbers."""
+        settings, accelerator = self.settings, self.accelerator
+        batch = self.batches(self.progress.step)
+        scale = rate(self.share, settings.warmup_share, settings.final_rate)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * scale
+        parts = [batch] if self.split is None else self.split(batch, self.parts)
+        whole = sum(self.weigh(part) for part in parts)
+        own = parts[accelerator.process_index :: accelerator.num_processes]
+        self.model.zero_grad(set_to_none=True)
+        total, numbers = torch.zeros((), device=accelerator.device), dict[str, float]()
+        for place, part in enumerate(own):
+            last = place == len(own) - 1
+            with nullcontext() if last else accelerator.no_sync(self.running):
+                with torch.autocast(
+                    accelerator.device.type, torch.bfloat16, enabled=settings.autocast
+                ):
+                    loss, numbers = self.loss(self.running, part)
+                share = self.weigh(part) / whole
+                total += loss.detach() * share
+                # Gradients of processes are averaged.
+                accelerator.backward(loss * (share * accelerator.num_processes))
+        value = float(accelerator.reduce(total))
+        self._refuse_unless_finite("loss", value, batch)
+        norm = float(accelerator.clip_grad_norm_(self.running.parameters(), settings.clip_norm))
+        self._refuse_unless_finite("norm of the gradient", norm, batch)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        if self.mean is not None:
+            self.mean.update_parameters(self.model)
+        return value, norm, numbers
+
+    def _refuse_unless_finite(self, what: str, value: float, batch: Any) -> None:
+        if math.isfinite(value):
+            return
+        folder, called = self.settings.folder / CHECKPOINT, self.names(batch)
+        kept = f"the last good checkpoint is in {folder}" if folder.exists() else "nothing was kept"
+        raise FloatingPointError(
+            f"the {what} is {value} at step {self.progress.step}"
+            + (f", at {called}" if called else "")
+            + f"; {kept}; lower the learning rate"
+            f" ({self.settings.learning_rate}), or leave those out"
+        )
 
     def _evaluate(self) -> None:
         assert self.evaluate is not None
-        self.model.eval()
+        judged = self.model if self.mean is None else self.mean.module
+        judged.eval()
         # An evaluation may draw random numbers; the training after it must not notice.
         state = torch.get_rng_state()
         with torch.no_grad():
-            self._log(self.evaluate(self.model))
+            found = self.evaluate(judged)
         torch.set_rng_state(state)
-        self.model.train()
+        judged.train()
+        watched = found.get(self.settings.watch)
+        if watched is not None and watched > self.progress.best:
+            self.progress.best, self.progress.waited = watched, 0
+        elif watched is not None:
+            self.progress.waited += 1
+        self._log(found)
 
     def _log(self, numbers: dict[str, float]) -> None:
+        if not self.accelerator.is_main_process:
+            return
         line = {
             "step": self.progress.step,
             "elapsed_s": round(self.progress.elapsed_s, 1),
@@ -202,41 +305,50 @@ class Trainer:
         }
         with (self.settings.folder / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        if find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = self._board or SummaryWriter(str(self.settings.folder))
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, self.progress.step)
+            self._board.flush()
         shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}
         print(self.settings.folder.name, shown, flush=True)
 
     def _save(self) -> None:
-        path = self.settings.folder / "checkpoint.pt"
-        random = torch.get_rng_state()
-        torch.save(
-            {
-                "model": self.model.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                "progress": asdict(self.progress),
-                "random": random,
-            },
-            path.with_suffix(".tmp"),
-        )
-        os.replace(path.with_suffix(".tmp"), path)
-        if self.on_checkpoint:
+        folder = self.settings.folder
+        fresh, kept, old = (folder / f"{CHECKPOINT}{end}" for end in (".new", "", ".old"))
+        main = self.accelerator.is_main_process
+        if main:
+            shutil.rmtree(fresh, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(fresh))
+        self.accelerator.wait_for_everyone()
+        if main:
+            # At every moment one of the two is whole; see `_load`.
+            shutil.rmtree(old, ignore_errors=True)
+            if kept.exists():
+                kept.rename(old)
+            fresh.rename(kept)
+            shutil.rmtree(old, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        if self.on_checkpoint and main:
+            random = torch.get_rng_state()
             self.on_checkpoint(self.model, self.progress)
             self.model.train()
             torch.set_rng_state(random)
 
     def _load(self) -> None:
-        path = self.settings.folder / "checkpoint.pt"
-        if not path.exists():
+        kept, old = (self.settings.folder / f"{CHECKPOINT}{end}" for end in ("", ".old"))
+        found = kept if kept.exists() else old
+        if not found.exists():
             return
-        state = torch.load(path, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
-            peaks = [group["peak"] for group in optimizer.param_groups]
-            optimizer.load_state_dict(kept)
+        peaks = [[group["peak"] for group in o.param_groups] for o in self.optimizers]
+        self.accelerator.load_state(str(found))
+        for optimizer, own in zip(self.optimizers, peaks, strict=True):
             # A run may be resumed with other settings: they win over the checkpoint's.
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, own, strict=True):
                 group["peak"] = peak
-        self.progress = Progress(**state["progress"])
-        torch.set_rng_state(state["random"])
 
 
 def rate(share: float, warmup_share: float, final_rate: float) -> float:
