@@ -31,8 +31,13 @@ def asked(count: int) -> tuple[list[Question], dict[str, Answer]]:
 
 
 def same(one: Sample, other: Sample) -> None:
-    for name, value in vars(one).items():
+    assert one.key == other.key
+    for name, value in tensors(one).items():
         assert torch.equal(value, getattr(other, name)), name
+
+
+def tensors(sample: Sample) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in vars(sample).items() if name != "key"}
 
 
 @pytest.mark.parametrize("layers", [(), (0, 2, 1)])
@@ -98,7 +103,8 @@ def test_what_is_kept_is_what_is_worked_out_each_time(
     online = Online(target, questions, answers, layers)
     assert len(store) == len(online) == 5
     for kept, fresh in zip(store, online, strict=True):
-        for name, value in vars(fresh).items():
+        assert kept.key == fresh.key
+        for name, value in tensors(fresh).items():
             found = getattr(kept, name)
             if precision == "float32" or not value.is_floating_point():
                 assert torch.equal(found, value), name

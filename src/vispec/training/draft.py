@@ -56,6 +56,11 @@ def batches(
     return batch
 
 
+def split(samples: list[Sample], parts: int) -> list[list[Sample]]:
+    """A batch taken apart, into fewer parts where there are fewer samples."""
+    return [samples[i::parts] for i in range(min(parts, len(samples)))]
+
+
 class Stage(nn.Module):
     """A draft with what one stage of its training asks of it.
 

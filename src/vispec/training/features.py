@@ -6,10 +6,11 @@ sequences of the same samples.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +40,7 @@ class Sample:
         ids: `[t]` tokens, images' placeholders among them.
         tokens: `[a]`, what was said behind each of the answer's positions; -1 where nothing was.
         positions: `[t]`, or `[3, t]` under M-RoPE, what the rotary embedding saw.
+        key: of the question.
     """
 
     features: Tensor
@@ -48,6 +50,7 @@ class Sample:
     ids: Tensor
     tokens: Tensor
     positions: Tensor
+    key: str = ""
 
     @property
     def answer_start(self) -> int:
@@ -73,7 +76,7 @@ def look(target: Target, question: Question, answer: Answer, layers: Sequence[in
     place = torch.arange(n, device=target.device)[None]
     cache = target.new_cache(1, len(prompt) + n)
     seen = target.prefill(prompt, cache, 0, layers)
-    first = cache.next_position[0]
+    first = len(prompt) + int(cache.offset[0])
     then = target.verify(
         Tree(said, place - 1, place, n - 1, torch.zeros(1, n)), cache, layers=layers
     )
@@ -87,6 +90,7 @@ def look(target: Target, question: Question, answer: Answer, layers: Sequence[in
         torch.tensor([*prompt.ids, *ids], device=target.device),
         torch.tensor([*ids[1:], last], device=target.device),
         torch.cat([seen.positions, behind], -1),
+        question.key,
     )
 
 
@@ -112,7 +116,8 @@ class Online(Sequence[Sample]):
         question = self.questions[index]
         sample = look(self.target, question, self.answers[question.key], self.layers)
         # What was made in inference mode cannot be trained with.
-        return Sample(**{name: value.clone() for name, value in vars(sample).items()})
+        tensors = {k: v.clone() for k, v in vars(sample).items() if isinstance(v, Tensor)}
+        return replace(sample, **tensors)
 
 
 class Store(Sequence[Sample]):
@@ -221,6 +226,7 @@ def _write(made: Sequence[Sample], path: Path, target: Target, precision: Precis
     facts = {
         "samples": str(len(made)),
         "positions": str(sum(len(sample.features) for sample in made)),
+        "keys": json.dumps([sample.key for sample in made]),
     }
     save_file(
         {name: value.contiguous().cpu() for name, value in tensors.items()},
@@ -245,6 +251,7 @@ class _Shard:
     def __init__(self, path: Path, embedding: nn.Embedding) -> None:
         self.file, self.embedding = safe_open(path, "pt"), embedding
         self.names = frozenset(self.file.keys())
+        self.asked: list[str] = json.loads((self.file.metadata() or {})["keys"])
 
     def sample(self, i: int) -> Sample:
         ids, tokens = self._part(i, "ids").long(), self._part(i, "tokens").long()
@@ -260,6 +267,7 @@ class _Shard:
             ids,
             tokens,
             self._part(i, "positions").long(),
+            self.asked[i],
         )
 
     def _part(self, i: int, name: str) -> Tensor:

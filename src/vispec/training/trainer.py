@@ -239,18 +239,22 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * scale
         parts = [batch] if self.split is None else self.split(batch, self.parts)
-        whole = sum(self.weigh(part) for part in parts)
-        own = parts[accelerator.process_index :: accelerator.num_processes]
+        weights = [self.weigh(part) for part in parts]
+        # Every process takes as many, or they would wait for each other for ever.
+        lacking = self.parts - len(parts)
+        parts, weights = parts + parts[:1] * lacking, weights + [0.0] * lacking
+        mine = slice(accelerator.process_index, None, accelerator.num_processes)
+        own = list(zip(parts[mine], weights[mine], strict=True))
         self.model.zero_grad(set_to_none=True)
         total, numbers = torch.zeros((), device=accelerator.device), dict[str, float]()
-        for place, part in enumerate(own):
+        for place, (part, weight) in enumerate(own):
             last = place == len(own) - 1
             with nullcontext() if last else accelerator.no_sync(self.running):
                 with torch.autocast(
                     accelerator.device.type, torch.bfloat16, enabled=settings.autocast
                 ):
                     loss, numbers = self.loss(self.running, part)
-                share = self.weigh(part) / whole
+                share = weight / sum(weights)
                 total += loss.detach() * share
                 # Gradients of processes are averaged.
                 accelerator.backward(loss * (share * accelerator.num_processes))
