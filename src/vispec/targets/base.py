@@ -400,6 +400,30 @@ class Target:
         features = found.features(hidden).to(self.device)
         return Verification(logits.to(self.device), features, hidden.to(self.device))
 
+    def extend(self, token: Tensor, depth: Tensor, seen: Tensor, cache: SlotCache) -> Tensor:
+        """Run the tokens of a cache's window one level after another, as a draft does.
+
+        For decoders of full attention alone.
+
+        Args:
+            token: `[b, n]`.
+            depth: `[b, n]`, how far below the kept tokens each stands.
+            seen: `[b, n, m]`, which of the `m` tokens behind the kept ones each sees; the queries
+                are the last `n` of them.
+
+        Returns:
+            logits `[b, n, V]`.
+        """
+        with attending(self.text_config, self.tree_attention):
+            hidden = self.decoder(
+                input_ids=self.input_tokens(token),
+                position_ids=cache.next_position[:, None] + depth,
+                attention_mask=cache.attention_mask(seen, self.dtype),
+                **with_cache(self.decoder, cache),
+                use_cache=True,
+            ).last_hidden_state
+        return self.logits(hidden)
+
     def _tree_pass(
         self, token: Tensor, depth: Tensor, parent: Tensor, max_depth: int, cache: SlotCache
     ) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,132 @@
+"""An independent model as a draft: any language model, or one that sees, with the same vocabulary.
+
+It reads the prompt itself (Leviathan et al., arXiv 2211.17192), so it needs none of the target's
+features. One that takes no images is not shown any.
+
+Shapes: `b` requests, `n` tokens, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vispec.decoding.tree import SampledShape, Tree, TreeShape, ancestor_mask
+from vispec.drafts.base import DraftNoise
+from vispec.drafts.growth import grow_dynamic, grow_sampled
+from vispec.errors import DraftMismatchError
+from vispec.targets.base import Prefill, Prompt, Target
+
+
+class LanguageModelDraft:
+    """A model that drafts.
+
+    Args:
+        model: the drafting model, wrapped as if it were a target.
+        sees: whether it is shown the pictures, in the target's own inputs: for models of one family
+            whose processors are alike. By default it is where it has a vision tower.
+        name: what messages call it; the model's own name by default.
+    """
+
+    def __init__(self, model: Target, *, sees: bool | None = None, name: str | None = None) -> None:
+        self.model = model
+        self.sees = model.config is not model.text_config if sees is None else sees
+        self.name = name or model.name
+
+    def feature_layers(self, target: Target) -> Sequence[int]:
+        return ()
+
+    def check(self, target: Target) -> None:
+        problems = []
+        if self.model.vocab_size != target.vocab_size:
+            problems.append(
+                f"draft has a vocabulary of {self.model.vocab_size}, target of {target.vocab_size}"
+            )
+        if self.model.layer_kinds and set(self.model.layer_kinds) != {"full_attention"}:
+            kinds = ", ".join(sorted(set(self.model.layer_kinds)))
+            problems.append(f"draft has layers of {kinds}; it can grow trees with full ones alone")
+        if self.sees and self.model.model_type != target.model_type:
+            problems.append(
+                f"draft is a {self.model.model_type}, target a {target.model_type}: what one is"
+                " shown is not what the other takes; use sees=False"
+            )
+        if problems:
+            raise DraftMismatchError(self.name, target.name, problems)
+
+    def compile_passes(self) -> None:
+        self.model.compile_passes()
+
+    def session(self, target: Target, slots: int, capacity: int) -> LanguageModelSession:
+        return LanguageModelSession(self, target, slots, capacity)
+
+
+class LanguageModelSession:
+    """The drafting model's cache, and what it has still to read of every request."""
+
+    def __init__(
+        self, draft: LanguageModelDraft, target: Target, slots: int, capacity: int
+    ) -> None:
+        self.draft, self.model = draft, draft.model
+        self.cache = self.model.new_cache(slots, capacity)
+        # Tokens that were said and not yet read, the root last.
+        self.unread: list[list[int]] = [[] for _ in range(slots)]
+
+    def begin(self, slot: int, prompt: Prompt, prefill: Prefill, token: int) -> None:
+        inputs: dict[str, Any] = prompt.inputs
+        if not self.draft.sees:
+            text = prefill.image_index < 0
+            inputs = {"input_ids": prompt.inputs["input_ids"][:, text]}
+        self.model.prefill(self.model.prompt(dict(inputs)), self.cache, slot)
+        self.unread[slot] = [token]
+
+    def propose(
+        self, roots: Tensor, shape: TreeShape | SampledShape, noise: DraftNoise | None
+    ) -> Tree:
+        b, cache = len(roots), self.cache
+        rows = self.unread[:b]
+        n, width = max(map(len, rows)), max(1, shape.expanded)
+        # What was accepted is read and kept; what is drafted behind it is not.
+        padded = [[*row, *[0] * (n - len(row))] for row in rows]
+        token = torch.tensor(padded, device=roots.device)
+        depth = torch.arange(n, device=roots.device).expand(b, -1)
+        cache.window(0, b, n)
+        chain = ancestor_mask(depth - 1, n - 1)
+        logits = self._pass(token, depth, chain)
+        last = torch.tensor([len(row) - 1 for row in rows], device=roots.device)
+        first = logits[torch.arange(b, device=roots.device), last]
+        for slot, row in enumerate(rows):
+            cache.keep(slot, range(len(row)))
+            self.unread[slot] = []
+        cache.window(0, b, width)
+        level = 0
+
+        def expand(token: Tensor, origin: Tensor, seen: Tensor) -> Tensor:
+            nonlocal level
+            w, m = seen.shape[1:]
+            cache.step(w, m - w)
+            found = self._pass(token, torch.full_like(token, level), seen)
+            level += 1
+            return found
+
+        if isinstance(shape, TreeShape):
+            return grow_dynamic(roots, first, expand, shape)
+        if noise is None:
+            raise ValueError("sampled trees need the noise to draw them with")
+        return grow_sampled(roots, first, expand, shape, noise)
+
+    def _pass(self, token: Tensor, depth: Tensor, seen: Tensor) -> Tensor:
+        """`[b, n, V]` behind tokens of the window, each seeing what `seen [b, n, m]` says."""
+        return self.model.extend(token, depth, seen, self.cache)
+
+    def advance(
+        self, nodes: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], features: Tensor
+    ) -> None:
+        for slot, said in enumerate(tokens):
+            self.unread[slot] += said
+
+    def move(self, source: int, target: int) -> None:
+        self.cache.move(source, target)
+        self.unread[target] = self.unread[source]
