@@ -91,7 +91,8 @@ class SequentialSession:
     ) -> None:
         b, counts = len(nodes), [len(row) for row in nodes]
         # Compiled, one length serves all; what is behind a request's own is never kept.
-        n, device = self.longest if self.draft.compiled else max(counts), features.device
+        n = max(self.longest, *counts) if self.draft.compiled else max(counts)
+        device = features.device
         padded = [[[*row, *[0] * (n - len(row))] for row in rows] for rows in (nodes, tokens)]
         node, token = torch.tensor(padded, device=device)
         feature = features.gather(1, node[..., None].expand(-1, -1, features.shape[-1]))
