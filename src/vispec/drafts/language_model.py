@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vispec.decoding.tree import SampledShape, Tree, TreeShape, ancestor_mask
 from vispec.drafts.base import DraftNoise
-from vispec.drafts.growth import grow_dynamic, grow_sampled
+from vispec.drafts.growth import Expand, grow_dynamic, grow_sampled
 from vispec.errors import DraftMismatchError
 from vispec.targets.base import Prefill, Prompt, Target
 
@@ -40,14 +40,11 @@ class LanguageModelDraft:
         return ()
 
     def check(self, target: Target) -> None:
-        problems = []
+        problems = self.cannot_grow()
         if self.model.vocab_size != target.vocab_size:
             problems.append(
                 f"draft has a vocabulary of {self.model.vocab_size}, target of {target.vocab_size}"
             )
-        if self.model.layer_kinds and set(self.model.layer_kinds) != {"full_attention"}:
-            kinds = ", ".join(sorted(set(self.model.layer_kinds)))
-            problems.append(f"draft has layers of {kinds}; it can grow trees with full ones alone")
         if self.sees and self.model.model_type != target.model_type:
             problems.append(
                 f"draft is a {self.model.model_type}, target a {target.model_type}: what one is"
@@ -55,6 +52,14 @@ class LanguageModelDraft:
             )
         if problems:
             raise DraftMismatchError(self.name, target.name, problems)
+
+    def cannot_grow(self) -> list[str]:
+        """Why the model cannot grow trees, if it cannot."""
+        kinds = set(self.model.layer_kinds)
+        if kinds == {"full_attention"}:
+            return []
+        said = ", ".join(sorted(kinds))
+        return [f"draft has layers of {said}; it can grow trees with full_attention alone"]
 
     def compile_passes(self) -> None:
         self.model.compile_passes()
@@ -85,41 +90,43 @@ class LanguageModelSession:
     def propose(
         self, roots: Tensor, shape: TreeShape | SampledShape, noise: DraftNoise | None
     ) -> Tree:
-        b, cache = len(roots), self.cache
-        rows = self.unread[:b]
-        n, width = max(map(len, rows)), max(1, shape.expanded)
-        # What was accepted is read and kept; what is drafted behind it is not.
-        padded = [[*row, *[0] * (n - len(row))] for row in rows]
-        token = torch.tensor(padded, device=roots.device)
-        depth = torch.arange(n, device=roots.device).expand(b, -1)
-        cache.window(0, b, n)
-        chain = ancestor_mask(depth - 1, n - 1)
-        logits = self._pass(token, depth, chain)
-        last = torch.tensor([len(row) - 1 for row in rows], device=roots.device)
-        first = logits[torch.arange(b, device=roots.device), last]
-        for slot, row in enumerate(rows):
-            cache.keep(slot, range(len(row)))
-            self.unread[slot] = []
-        cache.window(0, b, width)
-        level = 0
-
-        def expand(token: Tensor, origin: Tensor, seen: Tensor) -> Tensor:
-            nonlocal level
-            w, m = seen.shape[1:]
-            cache.step(w, m - w)
-            found = self._pass(token, torch.full_like(token, level), seen)
-            level += 1
-            return found
-
+        first = self.read(len(roots))
+        expand = self.expander(len(roots), max(1, shape.expanded))
         if isinstance(shape, TreeShape):
             return grow_dynamic(roots, first, expand, shape)
         if noise is None:
             raise ValueError("sampled trees need the noise to draw them with")
         return grow_sampled(roots, first, expand, shape, noise)
 
-    def _pass(self, token: Tensor, depth: Tensor, seen: Tensor) -> Tensor:
-        """`[b, n, V]` behind tokens of the window, each seeing what `seen [b, n, m]` says."""
-        return self.model.extend(token, depth, seen, self.cache)
+    def read(self, b: int) -> Tensor:
+        """Read what was said, which is kept: `[b, V]` behind the last of it."""
+        rows, device = self.unread[:b], self.model.device
+        n = max(map(len, rows))
+        padded = [[*row, *[0] * (n - len(row))] for row in rows]
+        depth = torch.arange(n, device=device).expand(b, -1)
+        self.cache.window(0, b, n)
+        chain = ancestor_mask(depth - 1, n - 1)
+        logits = self.model.extend(torch.tensor(padded, device=device), depth, chain, self.cache)
+        last = torch.tensor([len(row) - 1 for row in rows], device=device)
+        for slot, row in enumerate(rows):
+            self.cache.keep(slot, range(len(row)))
+            self.unread[slot] = []
+        return logits[torch.arange(b, device=device), last]
+
+    def expander(self, b: int, width: int) -> Expand:
+        """What continues trees of up to `width` tokens level by level; none of them is kept."""
+        self.cache.window(0, b, width)
+        level = 0
+
+        def expand(token: Tensor, origin: Tensor, seen: Tensor) -> Tensor:
+            nonlocal level
+            w, m = seen.shape[1:]
+            self.cache.step(w, m - w)
+            found = self.model.extend(token, torch.full_like(token, level), seen, self.cache)
+            level += 1
+            return found
+
+        return expand
 
     def advance(
         self, nodes: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], features: Tensor
