@@ -41,7 +41,8 @@ from vispec.errors import (
     VideoError,
     VispecError,
 )
-from vispec.loading import _without_videos, load_draft
+from vispec.loading import _without_videos
+from vispec.loading_drafts import load_draft
 from vispec.targets import FAMILIES
 from vispec.targets.encoding import model_inputs
 

@@ -31,7 +31,7 @@ from vispec.decoding.stats import Watch
 from vispec.decoding.tree import TreeShape
 from vispec.drafts.base import Draft
 from vispec.errors import SamplingError
-from vispec.loading import load_draft, placed
+from vispec.loading_drafts import load_draft, placed
 from vispec.targets import Target, wrap
 from vispec.targets.batches import split_batch
 from vispec.targets.hooks import CACHE_NAMES

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from typing import Any
 
@@ -18,16 +17,13 @@ from vispec.checkpoints.files import (
     locate,
     pinned,
     read_config,
-    read_tensors,
     tensor_headers,
     unweighted,
 )
-from vispec.checkpoints.formats import advised_tree
-from vispec.checkpoints.registry import plan, plan_of
+from vispec.checkpoints.registry import plan
 from vispec.decoding.engine import Engine
 from vispec.decoding.tree import SampledShape, TreeShape
 from vispec.drafts.base import Draft
-from vispec.drafts.sequential import SequentialDraft
 from vispec.errors import CheckpointError, SamplingError
 from vispec.messages import Fetch
 from vispec.targets import Target, auto_class, family, wrap
@@ -56,8 +52,10 @@ def load(
         target: `"embedded"`, a folder, a hub name (`name@revision` pins one), either of a model or
             of a PEFT adapter that names its base, or a loaded Hugging Face or PEFT model.
         draft: `"embedded"`, a folder, a hub name, a draft object, or None for plain decoding. With
-            the embedded target, `"embedded"` is its draft. Of an object in other numbers than the
-            target's, or on another device, a copy is used.
+            the embedded target, `"embedded"` is its draft. A folder may also hold a whole model,
+            which then drafts; `"lookup"` proposes what followed the same words before, and
+            `"NAME+lookup"` does so where the text repeats itself. Of an object in other numbers
+            than the target's, or on another device, a copy is used.
         processor: of a model that is already loaded.
         dtype: of target and draft; `"auto"` takes the checkpoint's.
         device: where both go; `"auto"` is CUDA's first device, or the CPU where there is none. To
@@ -76,6 +74,8 @@ def load(
         VispecError: for a checkpoint that is missing, unreadable, of an unknown family, or a draft
             that does not fit.
     """
+    from vispec.loading_drafts import load_draft, placed
+
     wrapped = load_target(target, processor, dtype, device, pickled=allow_pickle, **model_options)
     loaded: Draft | None
     if draft is None or not isinstance(draft, str | os.PathLike):
@@ -283,59 +283,3 @@ def _without_videos(kind: Any) -> Any:
         "check_argument_for_proper_class": check,
     }
     return type(kind.__name__, (kind,), own)
-
-
-def load_draft(
-    draft: Name, target: Target, *, pickled: bool = False
-) -> tuple[SequentialDraft, TreeShape | None]:
-    """Load a draft for a target, and the tree its checkpoint recommends.
-
-    Args:
-        pickled: read pickled weights where there are no others; they can run code when opened.
-
-    Raises:
-        CheckpointError: if the folder holds no draft of a known format, or one that vispec can read
-            but not draft with.
-        DraftMismatchError: if it was trained for another target.
-    """
-    name = locate(draft, "draft")
-    found = plan_of(name, os.fspath(draft), pickled=pickled)
-    # Geometry first: a draft for another model should be told so, not that tensors differ.
-    found.network.check(target)  # type: ignore[operator]
-    if not isinstance(found.network, SequentialDraft):
-        raise CheckpointError(
-            os.fspath(draft),
-            f"is a block draft ({found.form}), which this version can read but not draft with",
-            fix="Pass a ViSpec, EAGLE or EAGLE-3 draft, or draft=None for plain decoding.",
-        )
-    loaded = found.load(os.fspath(draft), read_tensors(name, pickled=pickled))
-    assert isinstance(loaded, SequentialDraft)
-    share_embedding(loaded, target)
-    loaded.trained_for = found.facts.get("target")
-    return loaded.to(device=target.device, dtype=target.dtype), advised_tree(
-        found, os.fspath(draft)
-    )
-
-
-def placed(draft: Draft | None, target: Target) -> Draft | None:
-    """A draft in the target's numbers and on its device: itself, or a copy."""
-    if not isinstance(draft, torch.nn.Module) or next(draft.parameters(), None) is None:
-        return draft
-    own = next(draft.parameters())
-    if own.dtype == target.dtype and own.device == target.device:
-        return draft
-    return copy.deepcopy(draft).to(device=target.device, dtype=target.dtype)
-
-
-def share_embedding(draft: SequentialDraft, target: Target) -> None:
-    """Drop the draft's token embedding where it is only a copy of the target's."""
-    own = draft.embed_tokens
-    if own is None:
-        return
-    theirs: torch.Tensor = target.embedding.weight  # type: ignore[assignment]
-    if theirs.is_meta:  # offloaded
-        return
-    if own.weight.shape == theirs.shape and torch.allclose(
-        own.weight.to(theirs), theirs, rtol=1e-2, atol=1e-3
-    ):
-        draft.embed_tokens = None

@@ -12,7 +12,7 @@ from vispec.checkpoints.files import LICENCE_FILES, fetch, licence
 from vispec.checkpoints.registry import file_of
 from vispec.errors import CheckpointError
 
-FORMATS = ("vispec", "eagle", "eagle3", "dflash", "dspark", "speculators")
+FORMATS = ("vispec", "eagle", "eagle3", "medusa", "dflash", "dspark", "speculators")
 
 
 def export(

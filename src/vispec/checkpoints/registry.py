@@ -19,12 +19,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vispec.checkpoints import block, eagle3, vispec
+from vispec.checkpoints import block, eagle3, medusa, vispec
 from vispec.checkpoints.files import read_config, read_tensors, tensor_headers
 from vispec.checkpoints.formats import Plan, Shapes, shapes_of
 from vispec.errors import CheckpointError
 
-FILES: tuple[ModuleType, ...] = (block, eagle3, vispec)
+FILES: tuple[ModuleType, ...] = (block, eagle3, vispec, medusa)
 """Asked in this order."""
 
 
@@ -85,7 +85,8 @@ def plan_of(
         raise CheckpointError(
             label or place,
             "is not a draft of a known format",
-            fix="Known are the formats of ViSpec, EAGLE, EAGLE-3, DFlash, DSpark and speculators.",
+            fix="Known are the formats of ViSpec, EAGLE, EAGLE-3, Medusa, DFlash, DSpark and"
+            " speculators.",
         )
     return found
 

@@ -25,7 +25,7 @@ from vispec.checkpoints.files import (
 )
 from vispec.checkpoints.formats import Plan, advised_tree
 from vispec.checkpoints.registry import plan
-from vispec.drafts.sequential import SequentialDraft
+from vispec.drafts.base import Draft
 from vispec.errors import CheckpointError, DraftMismatchError
 from vispec.targets import FAMILIES, Target, auto_class, family
 from vispec.targets.base import cache_shapes
@@ -113,7 +113,7 @@ def summarise(
     text = config.get("transformer_layer_config") or config.get("text_config") or config
     if found is not None:
         form, kind = found.form, "draft"
-        supported = isinstance(found.network, SequentialDraft)
+        supported = isinstance(found.network, Draft)
         error = found.problems(os.fspath(name), shapes)
         problems = str(error).splitlines() if error else []
         try:

@@ -125,6 +125,7 @@ def write(
     """
     c = draft.config
     queries = getattr(draft.adapter, "q", ())
+    own = draft.adapter if _is_own(draft.adapter) else None
     config = {
         "architectures": _architectures(draft),
         "model_type": "llama",
@@ -135,7 +136,7 @@ def write(
         # The published code has a bias unless told so; for others `bias` is of the attention.
         **({} if c.fc_bias else {"bias": False}),
         **({"vispec_num_query_tokens": len(queries)} if c.final_norm and len(queries) else {}),
-        **({"adapter": settings_of(draft.adapter)} if _is_own(draft.adapter) else {}),
+        **({"adapter": settings_of(own)} if own is not None else {}),
         **({"aux_layers": list(c.aux_layers)} if c.aux_layers else {}),
         "dtype": str(draft.dtype).removeprefix("torch."),
         **extra,

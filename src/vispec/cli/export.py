@@ -38,7 +38,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--format",
         required=True,
-        choices=("vispec", "eagle", "eagle3", "dflash", "dspark", "speculators"),
+        choices=("vispec", "eagle", "eagle3", "medusa", "dflash", "dspark", "speculators"),
         help="what to write",
     )
     parser.add_argument("--target", metavar="MODEL", help="the target that the files should name")

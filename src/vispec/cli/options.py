@@ -38,7 +38,8 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         "--draft",
         metavar="DRAFT",
         help="the draft that proposes: 'embedded' (the default with the embedded target), 'none', "
-        "a folder, or a hub name",
+        "a folder or a hub name, of a draft or of a smaller model; 'lookup' proposes what followed "
+        "the same words before, and 'DRAFT+lookup' does where the text repeats itself",
     )
     group.add_argument(
         "--dtype",

@@ -41,9 +41,10 @@ class LanguageModelDraft:
 
     def check(self, target: Target) -> None:
         problems = self.cannot_grow()
-        if self.model.vocab_size != target.vocab_size:
+        if not same_vocabulary(self.model, target):
             problems.append(
-                f"draft has a vocabulary of {self.model.vocab_size}, target of {target.vocab_size}"
+                f"draft has another vocabulary ({self.model.vocab_size} entries) than the target"
+                f" ({target.vocab_size}); UniversalDraft crosses over"
             )
         if self.sees and self.model.model_type != target.model_type:
             problems.append(
@@ -68,6 +69,14 @@ class LanguageModelDraft:
         return LanguageModelSession(self, target, slots, capacity)
 
 
+def same_vocabulary(one: Target, other: Target) -> bool:
+    """Whether two models mean the same by every token; by their sizes if that is all there is."""
+    if one.tokenizer is None or other.tokenizer is None:
+        return one.vocab_size == other.vocab_size
+    same: bool = one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+    return same
+
+
 class LanguageModelSession:
     """The drafting model's cache, and what it has still to read of every request."""
 
@@ -75,6 +84,7 @@ class LanguageModelSession:
         self, draft: LanguageModelDraft, target: Target, slots: int, capacity: int
     ) -> None:
         self.draft, self.model = draft, draft.model
+        self.vocabulary = target.vocab_size
         self.cache = self.model.new_cache(slots, capacity)
         # Tokens that were said and not yet read, the root last.
         self.unread: list[list[int]] = [[] for _ in range(slots)]
@@ -83,20 +93,35 @@ class LanguageModelSession:
         inputs: dict[str, Any] = prompt.inputs
         if not self.draft.sees:
             text = prefill.image_index < 0
-            inputs = {"input_ids": prompt.inputs["input_ids"][:, text]}
+            inputs = {"input_ids": self._known(prompt.inputs["input_ids"][:, text])}
         self.model.prefill(self.model.prompt(dict(inputs)), self.cache, slot)
         self.unread[slot] = [token]
 
     def propose(
         self, roots: Tensor, shape: TreeShape | SampledShape, noise: DraftNoise | None
     ) -> Tree:
-        first = self.read(len(roots))
-        expand = self.expander(len(roots), max(1, shape.expanded))
+        first = self._fitted(self.read(len(roots)))
+        further = self.expander(len(roots), max(1, shape.expanded))
+
+        def expand(token: Tensor, origin: Tensor, seen: Tensor) -> Tensor:
+            return self._fitted(further(token, origin, seen))
+
         if isinstance(shape, TreeShape):
             return grow_dynamic(roots, first, expand, shape)
         if noise is None:
             raise ValueError("sampled trees need the noise to draw them with")
         return grow_sampled(roots, first, expand, shape, noise)
+
+    def _fitted(self, logits: Tensor) -> Tensor:
+        """With as many entries as the target's head has: families pad them differently."""
+        missing = self.vocabulary - logits.shape[-1]
+        if missing <= 0:
+            return logits[..., : self.vocabulary]
+        return torch.nn.functional.pad(logits, (0, missing), value=-torch.inf)
+
+    def _known(self, token: Tensor) -> Tensor:
+        """Entries that only the target's head has stand for no word."""
+        return token.clamp(max=self.model.vocab_size - 1)
 
     def read(self, b: int) -> Tensor:
         """Read what was said, which is kept: `[b, V]` behind the last of it."""
@@ -106,7 +131,8 @@ class LanguageModelSession:
         depth = torch.arange(n, device=device).expand(b, -1)
         self.cache.window(0, b, n)
         chain = ancestor_mask(depth - 1, n - 1)
-        logits = self.model.extend(torch.tensor(padded, device=device), depth, chain, self.cache)
+        token = self._known(torch.tensor(padded, device=device))
+        logits = self.model.extend(token, depth, chain, self.cache)
         last = torch.tensor([len(row) - 1 for row in rows], device=device)
         for slot, row in enumerate(rows):
             self.cache.keep(slot, range(len(row)))

@@ -148,6 +148,6 @@ def planted(
         tokens.append([root, *(token for token, _ in nodes), *[-1] * rest])
         parents.append([-1, *(parent for _, parent in nodes), *[0] * rest])
         depths.append(depth + [1] * rest)
-    token, parent, depth = torch.tensor([tokens, parents, depths], device=roots.device).unbind()
+    token, above, below = torch.tensor([tokens, parents, depths], device=roots.device).unbind()
     logprob = torch.zeros(token.shape, device=roots.device)
-    return Tree(token, parent, depth, shape.depth, logprob)
+    return Tree(token, above, below, shape.depth, logprob)

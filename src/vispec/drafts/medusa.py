@@ -46,10 +46,11 @@ class _Head(nn.Module):
     def __init__(self, config: MedusaConfig) -> None:
         super().__init__()
         d = config.hidden_size
-        self.layers = nn.ModuleList(nn.Linear(d, d) for _ in range(config.layers))
-        for layer in self.layers:
+        layers = [nn.Linear(d, d) for _ in range(config.layers)]
+        for layer in layers:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        self.layers = nn.ModuleList(layers)
         self.lm_head = nn.Linear(d, config.vocab_size, bias=False) if config.own_heads else None
 
     def forward(self, feature: Tensor, head: nn.Module) -> Tensor:

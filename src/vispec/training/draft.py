@@ -221,8 +221,8 @@ def unroll(draft: SequentialDraft, asked: _Asked, self_fed: int, noise: float = 
     hidden = pad_sequence([r.hidden for r in rows], batch_first=True)
     places = pad_sequence([r.position for r in rows], batch_first=True)
     if draft.follows_positions:
-        spots = zip(asked.positions, rows, strict=True)
-        own = [spot.expand(3, -1)[:, r.position].T for spot, r in spots]
+        seen_at = zip(asked.positions, rows, strict=True)
+        own = [spot.expand(3, -1)[:, r.position].T for spot, r in seen_at]
         places = pad_sequence(own, batch_first=True).movedim(-1, 0)
     keys = _Keys()
     # Padding comes last, where a causal mask hides it from every real row.

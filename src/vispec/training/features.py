@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -116,8 +116,10 @@ class Online(Sequence[Sample]):
         question = self.questions[index]
         sample = look(self.target, question, self.answers[question.key], self.layers)
         # What was made in inference mode cannot be trained with.
-        tensors = {k: v.clone() for k, v in vars(sample).items() if isinstance(v, Tensor)}
-        return replace(sample, **tensors)
+        kept: dict[str, Any] = {
+            k: v.clone() if isinstance(v, Tensor) else v for k, v in vars(sample).items()
+        }
+        return Sample(**kept)
 
 
 class Store(Sequence[Sample]):

@@ -174,7 +174,7 @@ def train(
             training.batches(samples, batch, seed=1),
             lambda stage, batch: stage(batch),
             Settings(work / name, rate, budget_s=seconds, clip_norm=0.5, evaluate_s=120.0),
-            evaluate=lambda stage: heldout_acceptance(stage.draft, target, heldout),
+            evaluate=lambda _: heldout_acceptance(draft, target, heldout),
             split=training.split,
             weigh=training.Stage.weight,
             names=lambda samples: ", ".join(sample.key for sample in samples),
