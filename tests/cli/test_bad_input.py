@@ -256,7 +256,7 @@ def test_a_draft_for_another_model_lists_all_that_differs(
 
 def test_a_target_given_as_the_draft_is_refused(run: Run, pair: Pair) -> None:
     ran = run("generate", "--target", pair.target, "--draft", pair.target, QUESTION)
-    refused(ran, str(pair.target), "is not a draft of a known format")
+    refused(ran, str(pair.target), "is the target itself")
 
 
 def test_an_attention_that_is_not_installed(pair: Pair) -> None:

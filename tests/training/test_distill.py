@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 import talking
 import tiny
 from vispec.decoding.engine import Engine, Request, Result
+from vispec.errors import VispecError
 from vispec.training import distill as module
 from vispec.training.distill import Question, distill, read_answers
 
@@ -38,7 +39,7 @@ class Counting:
     """An engine that remembers what it was asked, and may be killed."""
 
     def __init__(self, engine: Engine, calls: int = 99) -> None:
-        self.engine, self.calls = engine, calls
+        self.engine, self.calls, self.target = engine, calls, engine.target
         self.asked: list[str] = []
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
@@ -49,21 +50,25 @@ class Counting:
         return self.engine.generate(requests)
 
 
-def run(engine: Any, file: Path, count: int = 7) -> dict[str, module.Answer]:
-    return distill(engine, questions(count), file, max_new_tokens=9, batch=2)
+def run(engine: Any, folder: Path, count: int = 7, **options: Any) -> module.Answers:
+    return distill(engine, questions(count), folder, max_new_tokens=9, batch=2, **options)
+
+
+def files(folder: Path) -> dict[str, list[module.Answer] | None]:
+    return {path.name: module._read(path) for path in sorted(folder.iterdir())}
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    file = tmp_path_factory.mktemp("whole") / "answers.jsonl"
-    run(engine, file)
-    return file.read_bytes()
+def whole(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    run(engine, folder)
+    return folder
 
 
 def test_every_question_is_answered_as_the_engine_answers_it(
     engine: Engine, tmp_path: Path
 ) -> None:
-    found = run(engine, tmp_path / "new" / "folder" / "answers.jsonl")
+    found = run(engine, tmp_path / "new" / "folder")
     assert list(found) == [q.key for q in questions()]
     for seed, question in enumerate(questions()):
         (result,) = engine.generate([question.request(9, seed)])
@@ -73,63 +78,96 @@ def test_every_question_is_answered_as_the_engine_answers_it(
 
 @pytest.mark.parametrize("calls", [0, 1, 2, 3])
 def test_a_killed_run_goes_on_where_it_was(
-    engine: Engine, uninterrupted: bytes, tmp_path: Path, calls: int
+    engine: Engine, whole: Path, tmp_path: Path, calls: int
 ) -> None:
-    file = tmp_path / "answers.jsonl"
     killed = Counting(engine, calls)
     with pytest.raises(KeyboardInterrupt):
-        run(killed, file)
+        run(killed, tmp_path)
+    (tmp_path / f"answers-{calls:06d}.99.tmp").write_bytes(b"half of it")
     resumed = Counting(engine)
-    found = run(resumed, file)
+    found = run(resumed, tmp_path)
     assert killed.asked + resumed.asked == [q.prompt for q in questions()]
-    assert file.read_bytes() == uninterrupted
+    (tmp_path / f"answers-{calls:06d}.99.tmp").unlink()
+    assert files(tmp_path) == files(whole)
     assert len(found) == 7
 
 
-def test_a_line_cut_short_anywhere_is_asked_again_and_nothing_else(
-    engine: Engine, uninterrupted: bytes, tmp_path: Path
+@pytest.mark.parametrize("workers", [2, 3, 5])
+def test_workers_share_the_questions(
+    engine: Engine, whole: Path, tmp_path: Path, workers: int
 ) -> None:
-    lines = uninterrupted.splitlines(keepends=True)
-    file, whole = tmp_path / "answers.jsonl", b"".join(lines[:5])
-    for cut in (1, 2, len(lines[5]) // 2, len(lines[5]) - 2, len(lines[5]) - 1):
-        file.write_bytes(whole + lines[5][:cut])
-        assert set(read_answers(file)) == {f"key-{i}" for i in range(5)}
-        assert file.read_bytes() == whole
-        file.write_bytes(whole + lines[5][:cut])
-        resumed = Counting(engine)
-        run(resumed, file)
-        assert resumed.asked == [q.prompt for q in questions()[5:]]
-        assert file.read_bytes() == uninterrupted
+    asked = []
+    for worker in reversed(range(workers)):
+        counting = Counting(engine)
+        found = run(counting, tmp_path, worker=worker, workers=workers)
+        asked += counting.asked
+    assert sorted(asked) == sorted(str(q.prompt) for q in questions())
+    assert files(tmp_path) == files(whole)
+    assert len(found) == 7
 
 
-def test_a_finished_run_asks_nothing(engine: Engine, uninterrupted: bytes, tmp_path: Path) -> None:
-    file = tmp_path / "answers.jsonl"
-    file.write_bytes(uninterrupted)
+def test_a_finished_run_asks_nothing(engine: Engine, whole: Path) -> None:
+    before = files(whole)
+    assert dict(run(Counting(engine, calls=0), whole)) == dict(read_answers(whole))
+    assert files(whole) == before
+
+
+def test_a_damaged_file_is_named_and_asked_again(
+    engine: Engine, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    shard = tmp_path / "answers-000001.parquet"
+    shard.write_bytes(shard.read_bytes()[:-9])
+    left = read_answers(tmp_path)
+    assert len(left) == 5
+    assert left.damaged == [str(shard)]
+    assert str(shard) in capsys.readouterr().err
+    resumed = Counting(engine)
+    run(resumed, tmp_path)
+    assert resumed.asked == [q.prompt for q in questions()[2:4]]
+    assert files(tmp_path) == files(whole)
+
+
+def test_answers_to_other_questions_are_not_taken_for_ours(engine: Engine, whole: Path) -> None:
+    with pytest.raises(VispecError, match="other questions"):
+        distill(engine, questions()[1:], whole, max_new_tokens=9, batch=2)
+
+
+def test_a_question_that_cannot_be_asked_is_skipped_and_named(
+    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    asked = questions(3)
+    asked[1] = Question("bad", "the b", [str(broken)])
+    counting = Counting(engine)
+    found = distill(counting, asked, tmp_path / "out", max_new_tokens=9, batch=3)  # type: ignore[arg-type]
+    assert set(found) == {"key-0", "key-2"}
+    assert "broken.jpg" in found.errors["bad"]
+    assert "'bad'" in capsys.readouterr().err
+    (again,) = engine.generate([asked[2].request(9, 2)])
+    assert found["key-2"].token_ids == again.token_ids
     done = Counting(engine, calls=0)
-    assert run(done, file) == read_answers(file)
-    assert file.read_bytes() == uninterrupted
+    assert set(distill(done, asked, tmp_path / "out", max_new_tokens=9, batch=3)) == set(found)  # type: ignore[arg-type]
 
 
-def test_answers_of_other_questions_stay_in_the_file_but_are_not_returned(
-    engine: Engine, uninterrupted: bytes, tmp_path: Path
-) -> None:
-    file = tmp_path / "answers.jsonl"
-    file.write_bytes(uninterrupted)
-    found = run(Counting(engine, calls=0), file, count=3)
-    assert set(found) == {"key-0", "key-1", "key-2"}
-    assert len(read_answers(file)) == 7
+def test_datasets_opens_what_is_written(whole: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.load_dataset(
+        "parquet", data_files=str(whole / "*.parquet"), split="train", cache_dir=str(whole / "c")
+    )
+    shutil.rmtree(whole / "c")
+    assert rows["key"] == [q.key for q in questions()]
+    assert rows["token_ids"] == [a.token_ids for a in read_answers(whole).values()]
 
 
-def test_text_of_every_kind_comes_back_from_the_file(tmp_path: Path) -> None:
-    file = tmp_path / "answers.jsonl"
+def test_text_of_every_kind_comes_back(tmp_path: Path) -> None:
     texts = ["", "a\nb\r\nc", "\u2028\u0085", "é 好 🎈", '"{}\\', "\x00\x1c"]
-    with file.open("w") as out:
-        for i, text in enumerate(texts):
-            out.write(json.dumps({"key": str(i), "token_ids": [i], "text": text}) + "\n")
-    assert [answer.text for answer in read_answers(file).values()] == texts
+    given = [module.Answer(str(i), [i], text) for i, text in enumerate(texts)]
+    module._write(given, tmp_path / "answers-000000.parquet")
+    assert list(read_answers(tmp_path).values()) == given
 
 
-def test_no_file_holds_no_answers(tmp_path: Path) -> None:
-    assert read_answers(tmp_path / "none.jsonl") == {}
-    (tmp_path / "empty.jsonl").touch()
-    assert read_answers(tmp_path / "empty.jsonl") == {}
+def test_no_folder_holds_no_answers(tmp_path: Path) -> None:
+    assert not read_answers(tmp_path / "none")
+    assert not read_answers(tmp_path)

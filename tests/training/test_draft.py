@@ -35,7 +35,7 @@ def sample(length: int, answer_start: int, images: int, seed: int, width: int = 
     ids = torch.randint(3, tiny.IMAGE_TOKEN, (length,), generator=generator)
     tokens = torch.cat([ids[answer_start + 1 :], torch.tensor([-1])])
     place = torch.arange(length)
-    return Sample(features, hidden[answer_start:], embeddings, index, ids, tokens, place)
+    return Sample(features, hidden, embeddings, index, ids, tokens, place)
 
 
 def samples(width: int = D) -> list[Sample]:
@@ -91,7 +91,7 @@ def test_every_pass_guesses_as_drafting_does_step_by_step(network: str, adapter:
     assert len(passes.guesses) == 4
     compared = 0
     for row, one in enumerate(batch):
-        for place in range(len(one.hidden)):
+        for place in range(len(one.tokens)):
             for turn in range(min(place, 3) + 1):
                 expected = chained(draft, one, one.answer_start + place - turn, turn)
                 torch.testing.assert_close(passes.guesses[turn][row, place], expected)
@@ -115,9 +115,9 @@ def test_the_loss_is_the_mean_over_all_chains(
     for turn in range(self_fed + 1):
         right, chains = 0, 0
         for one in batch:
-            for place in range(turn, len(one.hidden)):
+            for place in range(turn, len(one.tokens)):
                 guess = chained(draft, one, one.answer_start + place - turn, turn)[None]
-                true = one.hidden[place][None]
+                true = one.hidden[one.answer_start + place][None]
                 logits, true_logits = draft.logits(guess, target.head), target.head(true)
                 one_loss = losses.weighted(weights)(losses.Guess(guess, true, logits, true_logits))
                 total += decay**turn / scale * one_loss.item() / positions
@@ -180,7 +180,9 @@ def test_a_reduced_vocabulary_learns_of_its_own_tokens() -> None:
             ]
         )
         found = draft.logits(guess, target.head).log_softmax(-1)
-        true = target.head(torch.cat([s.hidden for s in batch]))[:, known].log_softmax(-1)
+        true = target.head(torch.cat([s.hidden[s.answer_start :] for s in batch]))[
+            :, known
+        ].log_softmax(-1)
         expected = (true.exp() * (true - found)).sum(-1).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -232,7 +234,7 @@ def answered(target: Target, tmp_path_factory: pytest.TempPathFactory) -> tuple[
         Question(str(i), f"the {talking.LETTERS[i % 26]}", [lambda i=i: talking.picture(i)])
         for i in range(12)
     ]
-    file = tmp_path_factory.mktemp("answers") / "answers.jsonl"
+    file = tmp_path_factory.mktemp("answers")
     answers = distill(Engine(target), questions, file, max_new_tokens=24)
     return questions, list(Online(target, questions, answers))
 

@@ -122,10 +122,10 @@ def test_the_recipe_makes_a_draft_that_loads_and_asks_nothing_twice(
         patch.setattr(recipe, "train", dies)
         with pytest.raises(KeyboardInterrupt):
             recipe.main(arguments)
-    answers = {path.name: path.read_bytes() for path in work.glob("*.jsonl")}
-    assert set(answers) == {"heldout.jsonl", "text.jsonl", "multimodal.jsonl"}
+    answers = {path: path.read_bytes() for path in work.glob("answers/*/*.parquet")}
+    assert {path.parent.name for path in answers} == {"heldout", "text", "multimodal"}
     recipe.main(arguments)
-    assert {path.name: path.read_bytes() for path in work.glob("*.jsonl")} == answers
+    assert {path: path.read_bytes() for path in work.glob("answers/*/*.parquet")} == answers
 
     result = json.loads((work / "vispec" / "result.json").read_text())
     assert sum(row["questions"] for row in result.values()) == 3
@@ -150,7 +150,7 @@ def test_the_recipe_makes_a_draft_that_loads_and_asks_nothing_twice(
 
     # A draft to compare with learns from the same answers, this one from text alone.
     recipe.main([*arguments, "--kind", "eagle-text", "--out", str(tmp_path / "eagle")])
-    assert {path.name: path.read_bytes() for path in work.glob("*.jsonl")} == answers
+    assert {path: path.read_bytes() for path in work.glob("answers/*/*.parquet")} == answers
     eagle = vispec.load(target, tmp_path / "eagle").draft
     assert isinstance(eagle, EagleDraft)
     assert eagle.adapter is None

@@ -73,6 +73,7 @@ class Prefill:
         vision_s: seconds until the decoder started, the vision tower's among them.
         decoder_s: seconds in the decoder.
         positions: `[t]`, or `[3, t]` under M-RoPE, what the rotary embedding saw.
+        hidden: `[t, d]` last hidden states after the final norm, whatever the features are.
     """
 
     logits: Tensor
@@ -82,6 +83,7 @@ class Prefill:
     vision_s: float
     decoder_s: float
     positions: Tensor | None = None
+    hidden: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -368,6 +370,7 @@ class Target:
             entered - started,
             ended - entered,
             positions[..., 0, :],
+            hidden[0].to(self.device),
         )
 
     def _prompt_pass(self, inputs: dict[str, Any]) -> Tensor:

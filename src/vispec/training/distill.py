@@ -1,22 +1,28 @@
 """The target writes its own training data.
 
 A draft must guess what the target says, not what is true, so it learns from the target's answers.
+They are kept in Parquet files, which `datasets.load_dataset("parquet", …)` opens: one for every
+group of questions, written when all of its answers are there, so that a kill loses the answers of
+one group at most and none is ever there twice. Several workers take groups in turn.
 """
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from vispec.decoding.engine import Engine, Request
 from vispec.decoding.sampling import Sampling
+from vispec.errors import VispecError
 from vispec.images import ImageSource
 from vispec.targets.base import Message, Prompt, Target
+from vispec.training.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -51,73 +57,163 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the target said to the question of that key."""
+    """What the target said to the question of that key.
+
+    Attributes:
+        error: why it said nothing: the question's picture is damaged, say.
+    """
 
     key: str
     token_ids: list[int]
     text: str
+    error: str = ""
+
+
+class Answers(Mapping[str, Answer]):
+    """Answers by key, those with an error left out.
+
+    Attributes:
+        errors: why each of those was left out, by key.
+        damaged: files that could not be read.
+    """
+
+    def __init__(self, found: Sequence[Answer], damaged: Sequence[str] = ()) -> None:
+        self._found = {answer.key: answer for answer in found if not answer.error}
+        self.errors = {answer.key: answer.error for answer in found if answer.error}
+        self.damaged = list(damaged)
+
+    def __getitem__(self, key: str) -> Answer:
+        return self._found[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
 
 
 def distill(
     engine: Engine,
     questions: Sequence[Question],
-    file: Path,
+    folder: Path,
     *,
     max_new_tokens: int = 128,
     batch: int = 192,
-) -> dict[str, Answer]:
+    worker: int = 0,
+    workers: int = 1,
+) -> Answers:
     """Answer every question once, however often the run is interrupted.
+
+    A question that cannot be asked is skipped: its error is kept in its answer's place, and named
+    at the end.
 
     Args:
         engine: the target, with a draft where there is one already.
         questions: with unique keys.
-        file: one JSON object a line, appended to; answers in it are not asked for again.
+        folder: of the answers; those in it are not asked for again.
         max_new_tokens: longest answer.
-        batch: questions asked at once, more than the engine's slots so that none stays idle; they
-            are written together.
+        batch: questions of a group, which are asked at once: more than the engine's slots, so that
+            none stays idle.
+        worker, workers: which of how many that share the folder this one is.
 
     Returns:
-        the answers to all of `questions`, by key.
+        the answers to all of `questions` that are there by now.
+
+    Raises:
+        VispecError: if the folder holds answers to other questions.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    known = read_answers(file)
-    waiting = [
-        (seed, question) for seed, question in enumerate(questions) if question.key not in known
-    ]
-    begun, tokens = time.monotonic(), 0
-    for start in range(0, len(waiting), batch):
-        group = waiting[start : start + batch]
-        results = engine.generate([q.request(max_new_tokens, seed) for seed, q in group])
-        with file.open("a", encoding="utf-8") as out:
-            for (_, question), result in zip(group, results, strict=True):
-                answer = Answer(question.key, result.token_ids, result.text)
-                known[question.key] = answer
-                tokens += len(result.token_ids)
-                out.write(json.dumps(asdict(answer)) + "\n")
-        spent, done = time.monotonic() - begun, start + len(group)
-        if (start // batch) % 2 or done == len(waiting):
-            left = spent / done * (len(waiting) - done)
-            print(
-                f"distilled {done}/{len(waiting)} answers, {tokens / spent:.0f} tokens/s,"
-                f" {left:.0f} s left",
-                flush=True,
+    folder.mkdir(parents=True, exist_ok=True)
+    groups = [questions[start : start + batch] for start in range(0, len(questions), batch)]
+    waiting = []
+    for number in range(worker, len(groups), workers):
+        path = folder / f"answers-{number:06d}.parquet"
+        known = _read(path) if path.exists() else None
+        if known is None:
+            waiting.append(number)
+        elif [answer.key for answer in known] != [question.key for question in groups[number]]:
+            raise VispecError(
+                f"{path} holds answers to other questions; give another folder, or the same"
+                " questions in groups of the same size"
             )
-    return {question.key: known[question.key] for question in questions}
+    total = sum(len(groups[number]) for number in waiting)
+    with Progress("answers", total, "tokens") as progress:
+        for number in waiting:
+            answers = _asked(engine, groups[number], number * batch, max_new_tokens)
+            _write(answers, folder / f"answers-{number:06d}.parquet")
+            progress.add(len(answers), sum(len(answer.token_ids) for answer in answers))
+    found = read_answers(folder)
+    for key, error in found.errors.items():
+        print(f"skipped question '{key}': {error}", file=sys.stderr, flush=True)
+    return found
 
 
-def read_answers(file: Path) -> dict[str, Answer]:
-    """The answers in a file; a line that a kill cut short is dropped from it."""
-    if not file.exists():
-        return {}
-    answers, whole = {}, 0
-    data = file.read_bytes()
-    for line in data.splitlines(keepends=True):
-        if not line.endswith(b"\n"):
-            break
-        whole += len(line)
-        answer = Answer(**json.loads(line))
-        answers[answer.key] = answer
-    if whole != len(data):
-        with file.open("r+b") as out:
-            out.truncate(whole)
-    return answers
+def _asked(
+    engine: Engine, group: Sequence[Question], first: int, max_new_tokens: int
+) -> list[Answer]:
+    """Answers of a group; the seed of each is its question's place."""
+    numbered = list(enumerate(group, first))
+    errors: dict[str, str] = {}
+    try:
+        requests = [question.request(max_new_tokens, seed) for seed, question in numbered]
+        results = engine.generate(requests)
+    except (VispecError, OSError):
+        # Whatever is wrong with one must not keep the others from being asked.
+        errors = {q.key: said for q in group if (said := _problem(q, engine.target))}
+        if not errors:
+            raise
+        numbered = [(seed, q) for seed, q in numbered if q.key not in errors]
+        results = engine.generate([q.request(max_new_tokens, seed) for seed, q in numbered])
+    said = {
+        question.key: Answer(question.key, result.token_ids, result.text)
+        for (_, question), result in zip(numbered, results, strict=True)
+    }
+    return [said.get(q.key) or Answer(q.key, [], "", errors[q.key]) for q in group]
+
+
+def _problem(question: Question, target: Target) -> str:
+    """Why a question cannot be asked; nothing if it can."""
+    try:
+        question.encode(target)
+    except (VispecError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def read_answers(folder: Path) -> Answers:
+    """All answers in a folder; files that cannot be read are left out, and named."""
+    found: list[Answer] = []
+    damaged = []
+    for path in sorted(folder.glob("answers-*.parquet")):
+        answers = _read(path)
+        if answers is None:
+            damaged.append(str(path))
+            print(f"left out a damaged file of answers: {path}", file=sys.stderr, flush=True)
+        else:
+            found += answers
+    return Answers(found, damaged)
+
+
+def _write(answers: Sequence[Answer], path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    kinds = {"key": pa.string(), "token_ids": pa.list_(pa.int32()), "text": pa.string()}
+    table = pa.Table.from_pylist(
+        [asdict(answer) for answer in answers],
+        schema=pa.schema([*kinds.items(), ("error", pa.string())]),
+    )
+    # What a kill leaves unfinished has another name.
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    parquet.write_table(table, unfinished, compression="zstd")
+    unfinished.replace(path)
+
+
+def _read(path: Path) -> list[Answer] | None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    try:
+        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+        return [Answer(**row) for row in rows]
+    except (pa.ArrowException, OSError, TypeError):
+        return None

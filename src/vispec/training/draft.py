@@ -92,7 +92,7 @@ class Stage(nn.Module):
     @staticmethod
     def weight(samples: Sequence[Sample]) -> int:
         """How many positions the mean loss of a batch is taken over."""
-        return sum(len(sample.hidden) for sample in samples)
+        return sum(len(sample.tokens) for sample in samples)
 
     def forward(self, samples: Sequence[Sample]) -> tuple[Tensor, dict[str, float]]:
         """The mean loss over all answer positions, and the share of tokens guessed right."""
@@ -156,9 +156,10 @@ class _Asked:
             features, index = sample.features[:-1].to(device, dtype), sample.image_index.to(device)
             seen.append(Seen(embeddings, features, index, sample.answer_start))
             words.append(embeddings[sample.answer_start :])
-        count = torch.tensor([len(sample.hidden) for sample in samples], device=device)
+        count = torch.tensor([len(sample.tokens) for sample in samples], device=device)
         place = torch.arange(int(count.max()), device=device)
-        hidden = pad_sequence([sample.hidden.to(device, dtype) for sample in samples], True)
+        answered = [s.hidden[s.answer_start :].to(device, dtype) for s in samples]
+        hidden = pad_sequence(answered, True)
         real = place < count[:, None]
         with torch.no_grad():
             true_logits = target.logits(hidden[real].to(target.dtype)).float()

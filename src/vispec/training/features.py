@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from vispec.decoding.tree import Tree
 from vispec.targets.base import Target
 from vispec.training.distill import Answer, Question
+from vispec.training.progress import Progress
 
 Precision = Literal["float32", "bfloat16", "int8"]
 SHARD = 128
@@ -34,7 +34,7 @@ class Sample:
 
     Attributes:
         features: `[t, f]` what a draft reads: last hidden states, or of several layers.
-        hidden: `[a, d]` last hidden states at the answer's positions, which the LM head reads.
+        hidden: `[t, d]` last hidden states, which the LM head reads; mostly the same.
         embeddings: `[t, d]` the decoder's inputs, images in them.
         image_index: `[t]`, -1 for text.
         ids: `[t]` tokens, images' placeholders among them.
@@ -55,7 +55,7 @@ class Sample:
     @property
     def answer_start(self) -> int:
         """Position of the answer's first token."""
-        return len(self.features) - len(self.hidden)
+        return len(self.ids) - len(self.tokens)
 
 
 @torch.inference_mode()
@@ -81,10 +81,11 @@ def look(target: Target, question: Question, answer: Answer, layers: Sequence[in
         Tree(said, place - 1, place, n - 1, torch.zeros(1, n)), cache, layers=layers
     )
     assert seen.positions is not None
+    assert seen.hidden is not None
     behind = (first + place[0]).expand(*seen.positions.shape[:-1], -1)
     return Sample(
         torch.cat([seen.features, then.features[0]]),
-        then.hidden[0],
+        torch.cat([seen.hidden, then.hidden[0]]),
         torch.cat([seen.embeddings, target.embedding(said)[0]]),
         torch.cat([seen.image_index, torch.full_like(said[0], -1)]),
         torch.tensor([*prompt.ids, *ids], device=target.device),
@@ -131,10 +132,11 @@ class Store(Sequence[Sample]):
     Args:
         folder: made by `collect`.
         target: whose token embedding is looked up.
+        layered: give the features of the layers that were collected; else the last hidden states.
     """
 
-    def __init__(self, folder: Path, target: Target) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, target: Target, layered: bool = True) -> None:
+        self.folder, self.layered = folder, layered
         self.damaged: list[str] = []
         self.places: list[tuple[Path, int]] = []
         for path in sorted(folder.glob("features-*.safetensors")):
@@ -156,7 +158,8 @@ class Store(Sequence[Sample]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         path, place = self.places[index]
-        return self._opened(path).sample(place)
+        sample: Sample = self._opened(path).sample(place)
+        return sample if self.layered else replace(sample, features=sample.hidden)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
@@ -190,19 +193,17 @@ def collect(
         precision: of what is kept. `int8` has one scale a row.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    begun = time.monotonic()
-    for start in range(0, len(questions), SHARD):
-        path = folder / f"features-{start:06d}.safetensors"
-        group = questions[start : start + SHARD]
-        if _whole(path, len(group)):
-            continue
-        made = [look(target, q, answers[q.key], layers) for q in group]
-        _write(made, path, target, precision)
-        print(
-            f"features of {start + len(group)}/{len(questions)} answers,"
-            f" {time.monotonic() - begun:.0f} s",
-            flush=True,
-        )
+    asked = [question for question in questions if question.key in answers]
+    groups = {
+        folder / f"features-{start:06d}.safetensors": asked[start : start + SHARD]
+        for start in range(0, len(asked), SHARD)
+    }
+    waiting = {path: group for path, group in groups.items() if not _whole(path, len(group))}
+    with Progress("features", sum(map(len, waiting.values())), "positions") as progress:
+        for path, group in waiting.items():
+            made = [look(target, q, answers[q.key], layers) for q in group]
+            _write(made, path, target, precision)
+            progress.add(len(made), sum(len(sample.features) for sample in made))
     return Store(folder, target)
 
 
@@ -212,7 +213,7 @@ def _write(made: Sequence[Sample], path: Path, target: Target, precision: Precis
     for i, sample in enumerate(made):
         # What is no token's own embedding is kept: images.
         kept = (target.embedding(sample.ids) != sample.embeddings).any(-1)
-        same = torch.equal(sample.features[sample.answer_start :], sample.hidden)
+        same = torch.equal(sample.features, sample.hidden)
         for name, value in (
             ("features", sample.features),
             ("hidden", sample.hidden[:0] if same else sample.hidden),
@@ -263,7 +264,7 @@ class _Shard:
         embeddings[self._part(i, "kept")] = self._number(i, "shown").to(embeddings.dtype)
         return Sample(
             features,
-            hidden if len(hidden) else features[len(ids) - len(tokens) :],
+            hidden if len(hidden) else features,
             embeddings,
             self._part(i, "image_index").long(),
             ids,

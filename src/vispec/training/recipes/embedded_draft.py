@@ -233,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         answers = distill(
             engine,
             questions,
-            options.work / f"{name}.jsonl",
+            options.work / "answers" / name,
             max_new_tokens=options.max_new_tokens,
         )
         samples[name] = collect(target, questions, answers, options.work / "features" / name)
