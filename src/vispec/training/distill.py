@@ -163,11 +163,11 @@ def _asked(
             raise
         numbered = [(seed, q) for seed, q in numbered if q.key not in errors]
         results = engine.generate([q.request(max_new_tokens, seed) for seed, q in numbered])
-    said = {
+    given = {
         question.key: Answer(question.key, result.token_ids, result.text)
         for (_, question), result in zip(numbered, results, strict=True)
     }
-    return [said.get(q.key) or Answer(q.key, [], "", errors[q.key]) for q in group]
+    return [given.get(q.key) or Answer(q.key, [], "", errors[q.key]) for q in group]
 
 
 def _problem(question: Question, target: Target) -> str:
