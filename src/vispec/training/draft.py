@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from vispec.drafts.reading import Seen
 from vispec.drafts.sequential import SequentialDraft
 from vispec.targets.base import Target
+from vispec.training.chains import walked
 from vispec.training.features import Sample
 from vispec.training.losses import Guess, accuracy, weighted
 
@@ -87,7 +88,7 @@ class Stage(nn.Module):
         self.draft, self.loss = draft, weighted(losses)
         self.self_fed, self.noise, self.decay = self_fed, noise, decay
         # Neither is a part of what is trained, copied or kept.
-        self._frozen = target, _frozen(target.head)
+        self._frozen = target, frozen(target.head)
 
     @staticmethod
     def weight(samples: Sequence[Sample]) -> int:
@@ -255,18 +256,14 @@ def unroll(draft: SequentialDraft, asked: _Asked, self_fed: int, noise: float = 
 def acceptance(
     draft: SequentialDraft, target: Target, samples: Sequence[Sample], depth: int = 4
 ) -> dict[str, float]:
-    """What a greedy chain would have accepted of answers, without decoding them again.
+    """What greedy chains would have accepted of answers; see `vispec.training.chains`.
 
     Args:
         draft: not training.
         depth: of the chains.
-
-    Returns:
-        `acceptance_length`: tokens a pass of the target, its own included; and
-        `accepted_1` … : the share of all positions behind which so many tokens are right.
     """
     passes = unroll(draft, asked := _Asked.of(samples, draft, target), depth - 1)
-    head = _frozen(target.head)
+    head = frozen(target.head)
     right = torch.zeros(*asked.real.shape, depth, dtype=torch.bool)
     for turn, guesses in enumerate(passes.guesses):
         token = draft.logits(guesses, head).argmax(-1)
@@ -274,27 +271,14 @@ def acceptance(
         hit = ((token == asked.tokens) & asked.real).cpu()
         # The chain that began `turn` rows before.
         right[:, : hit.shape[1] - turn, turn] = hit[:, turn:]
-    together = right.long().cumprod(-1)
-    # Behind a last token that nothing was said behind, no chain began.
-    ends = (asked.tokens >= 0).sum(1).tolist()
-    said = cycles = 0
-    for accepted, end in zip(together.sum(-1).tolist(), ends, strict=True):
-        place = 0
-        while place < end:
-            step = min(accepted[place] + 1, end - place)
-            said, cycles, place = said + step, cycles + 1, place + step
-    share = together[asked.real.cpu()].double().mean(0).tolist()
-    return {
-        "acceptance_length": said / max(1, cycles),
-        **{f"accepted_{i + 1}": value for i, value in enumerate(share)},
-    }
+    return walked(right, asked.tokens.cpu(), asked.real.cpu())
 
 
 def _disturbed(features: Tensor, noise: float) -> Tensor:
     return features + noise * features.std() * 2 * (torch.rand_like(features) - 0.5)
 
 
-def _frozen(head: nn.Linear) -> nn.Linear:
+def frozen(head: nn.Linear) -> nn.Linear:
     """The same weights, for which no gradients are worked out."""
     same = nn.Linear(head.in_features, head.out_features, head.bias is not None, device="meta")
     same.weight = nn.Parameter(head.weight.detach(), requires_grad=False)

@@ -1,0 +1,79 @@
+"""`vispec train`: a recipe in, a draft out."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from vispec.cli.terminal import Screen, quiet_libraries
+from vispec.errors import SettingsError
+
+DESCRIPTION = """\
+Train a draft for a target: the target answers the recipe's questions, what it saw while it did is
+kept, and the draft learns from that in stages. Everything lies in one folder, and a run that was
+interrupted goes on where it was. Under `accelerate launch -m vispec train …` several processes
+share the work."""
+
+EXAMPLES = """\
+recipes that come along (vispec train --list):
+  vispec train llava-1.5-7b --out runs/llava           by name; or a .toml file of yours
+  vispec train mine.toml --out runs/mine --check       is the recipe right? nothing is loaded
+  vispec train mine.toml --out runs/tuned --init runs/mine/draft     go on from a draft
+"""
+
+
+def add(verbs: argparse._SubParsersAction[Any]) -> None:
+    """Declare the verb."""
+    parser = verbs.add_parser(
+        "train", help="train a draft", description=DESCRIPTION, epilog=EXAMPLES
+    )
+    parser.add_argument(
+        "recipe", nargs="?", help="a .toml file, or the name of one that comes along"
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="of the run")
+    parser.add_argument("--init", metavar="DRAFT", help="a draft to begin with")
+    parser.add_argument("--target", metavar="MODEL", help="in place of the recipe's target")
+    parser.add_argument("--device", default="auto", help="where the target is put (auto)")
+    parser.add_argument("--check", action="store_true", help="read the recipe, and stop")
+    parser.add_argument("--list", action="store_true", help="name the recipes that come along")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Read the recipe, train, say what is accepted."""
+    quiet_libraries()
+    from dataclasses import replace
+
+    from vispec.training.recipe import RECIPES, read_recipe
+
+    screen = Screen()
+    if options.list:
+        for path in sorted(RECIPES.glob("*.toml")):
+            first = path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
+            screen.put(Text(f"{path.stem}: {first}"))
+        return 0
+    if options.recipe is None:
+        raise SettingsError("no recipe is given", "Name a .toml file, or see --list.")
+    wanted = Path(options.recipe)
+    if not wanted.exists() and (RECIPES / f"{options.recipe}.toml").exists():
+        wanted = RECIPES / f"{options.recipe}.toml"
+    recipe = read_recipe(wanted)
+    if options.target:
+        recipe = replace(recipe, target=options.target)
+    if options.check:
+        screen.put(Text(f"{wanted} is a recipe for {recipe.target}"))
+        return 0
+    if options.out is None:
+        raise SettingsError("nowhere to put the run", "Give --out FOLDER.")
+    from vispec.training.pipeline import train
+
+    command = shlex.join(["vispec", *sys.argv[1:]])
+    found = train(recipe, options.out, init=options.init, command=command, device=options.device)
+    length = found["acceptance_length"]
+    screen.put(Text(f"{options.out / 'draft'}: {length:.2f} tokens a pass, greedy chain, held out"))
+    return 0

@@ -1,0 +1,105 @@
+"""Training Medusa's heads on what the target said (arXiv 2401.10774, section 2.2).
+
+Head `k` reads the last hidden state that the target said a token behind, and guesses the one `k`
+places behind that.
+
+Shapes: `a` positions of an answer, `k` heads, `d` hidden size, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from vispec.drafts.medusa import MedusaDraft
+from vispec.targets import Target
+from vispec.training.chains import walked
+from vispec.training.draft import frozen
+from vispec.training.features import Sample
+from vispec.training.losses import Guess, accuracy, weighted
+
+
+class MedusaStage(nn.Module):
+    """Heads with what their training asks of them.
+
+    Args:
+        draft: what learns.
+        target: whose LM head reads features; it does not learn.
+        losses: weights of `vispec.training.losses.LOSSES`, summed over heads and positions.
+        decay: weight of each head relative to the one before; the paper's is 0.8.
+    """
+
+    def __init__(
+        self,
+        draft: MedusaDraft,
+        target: Target,
+        losses: Mapping[str, float],
+        *,
+        decay: float = 0.8,
+    ) -> None:
+        super().__init__()
+        self.draft, self.loss, self.decay = draft, weighted(losses), decay
+        self._frozen = target, frozen(target.head)
+
+    @staticmethod
+    def weight(samples: Sequence[Sample]) -> int:
+        """How many positions the mean loss of a batch is taken over."""
+        return sum(len(sample.tokens) for sample in samples)
+
+    def forward(self, samples: Sequence[Sample]) -> tuple[Tensor, dict[str, float]]:
+        """The mean loss over all answer positions, and the share of tokens guessed right."""
+        target, head = self._frozen
+        hidden = [_answered(sample, self.draft) for sample in samples]
+        with torch.no_grad():
+            true = [target.logits(one.to(target.dtype)).float() for one in hidden]
+        guesses = [self.draft(one, head).float() for one in hidden]
+        total = torch.zeros((), device=hidden[0].device)
+        numbers: dict[str, float] = {}
+        count = self.draft.config.heads
+        scale = sum(self.decay**k for k in range(count))
+        for k in range(1, count + 1):
+            # What is said `k` places behind is what the target thinks `k` positions further on.
+            logits = torch.cat([g[:-k, k - 1] for g in guesses])
+            wanted = torch.cat([t[k:] for t in true])
+            if not len(logits):
+                continue
+            nothing = logits.new_zeros(len(logits), 1)
+            share = self.decay ** (k - 1) / scale * len(logits) / self.weight(samples)
+            total = total + share * self.loss(Guess(nothing, nothing, logits, wanted))
+            numbers[f"accuracy_{k}"] = accuracy(logits, wanted)
+        return total, numbers
+
+
+@torch.no_grad()
+def medusa_acceptance(
+    draft: MedusaDraft, target: Target, samples: Sequence[Sample], depth: int = 4
+) -> dict[str, float]:
+    """What greedy chains would have accepted of answers; see `vispec.training.chains`."""
+    depth = min(depth, draft.config.heads)
+    # The first chain begins at the answer's first token, whose hidden state is the prompt's last.
+    begun = [
+        sample.hidden[sample.answer_start - 1 : -1].to(_device(draft), draft.dtype)
+        for sample in samples
+    ]
+    tokens = pad_sequence([sample.tokens for sample in samples], True, -1)
+    real = pad_sequence([torch.ones_like(sample.tokens) for sample in samples], True).bool()
+    right = torch.zeros(*tokens.shape, depth, dtype=torch.bool)
+    head = frozen(target.head)
+    for row, hidden in enumerate(begun):
+        guess = draft(hidden, head).argmax(-1).cpu()
+        for k in range(min(depth, len(hidden))):
+            said = tokens[row, k : len(hidden)]
+            right[row, : len(said), k] = guess[: len(said), k] == said
+    return walked(right, tokens, real)
+
+
+def _answered(sample: Sample, draft: MedusaDraft) -> Tensor:
+    """Hidden states from the prompt's last on, which the answer's first token was said behind."""
+    return sample.hidden[sample.answer_start - 1 :].to(_device(draft), draft.dtype)
+
+
+def _device(draft: MedusaDraft) -> torch.device:
+    return next(draft.parameters()).device

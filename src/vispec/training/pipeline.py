@@ -1,0 +1,307 @@
+"""From a recipe to a draft: questions, answers, features, stages, and what came of it.
+
+Everything lies in one folder and goes on where it was interrupted::
+
+    answers/<source>/   what the target said
+    features/<source>/  what it saw, unless features are online
+    stages/<name>/      checkpoints, log.jsonl, and for tensorboard
+    draft/              the draft, with a model card and provenance.json
+    curves.png          losses and held-out acceptance
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import nn
+
+from vispec.checkpoints.registry import read
+from vispec.decoding.engine import Engine
+from vispec.drafts.medusa import MedusaDraft
+from vispec.errors import SettingsError
+from vispec.hub import Card, save_pretrained
+from vispec.loading import load_target
+from vispec.loading_drafts import load_draft, share_embedding
+from vispec.runs import claim
+from vispec.targets import Target
+from vispec.training.chains import joined
+from vispec.training.curves import draw
+from vispec.training.distill import Answers, Question, distill, read_answers
+from vispec.training.draft import Stage, acceptance, batches, split
+from vispec.training.drafts import frequent, new_draft
+from vispec.training.features import Online, Sample, Store, collect
+from vispec.training.medusa import MedusaStage, medusa_acceptance
+from vispec.training.provenance import provenance
+from vispec.training.questions import questions
+from vispec.training.recipe import Recipe, StageRecipe
+from vispec.training.trainer import Settings, Trainer
+
+HELDOUT = "heldout"
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    init: str | None = None,
+    command: str = "",
+    device: str = "auto",
+) -> dict[str, float]:
+    """Train a draft.
+
+    Args:
+        folder: of the run; see the module's text.
+        init: a draft to begin with, such as that of the model that the target was tuned from.
+        command: that asked for it, for provenance.
+        device: of the target.
+
+    Returns:
+        what greedy chains accept of held-out answers in the end.
+
+    Raises:
+        VispecError: for anything wrong with the recipe, its data or its target.
+    """
+    asked = {name: questions(source, name) for name, source in recipe.data.items()}
+    target = load_target(recipe.target, device=device)
+    state = PartialState()
+    with state.main_process_first():
+        claim(folder, _claimed(recipe, init, asked))
+    answers = gather(target, recipe, folder, asked, init)
+    draft = begin(target, recipe, answers, init)
+    layers = draft.feature_layers(target)
+    data = {
+        name: look_up(target, recipe, folder, name, asked[name], answers[name], layers)
+        for name in asked
+    }
+    heldout = list(data[HELDOUT])
+    judge = judged_by(draft, target)
+    for stage in recipe.stages:
+        run_stage(
+            draft, target, stage, [data[name] for name in stage.data], heldout, folder, recipe
+        )
+    draft.eval().requires_grad_(False)
+    found = judge(heldout)
+    if state.is_main_process:
+        finish(draft, recipe, folder, found, command, answers)
+    state.wait_for_everyone()
+    return found
+
+
+def gather(
+    target: Target,
+    recipe: Recipe,
+    folder: Path,
+    asked: Mapping[str, Sequence[Question]],
+    init: str | None,
+) -> dict[str, Answers]:
+    """Let the target answer, every process its part; with a draft where there is one already."""
+    state = PartialState()
+    helper, tree = load_draft(init, target) if init else (None, None)
+    engine = Engine(target, helper, tree=tree, max_batch=recipe.max_batch)
+    for name, group in asked.items():
+        distill(
+            engine,
+            group,
+            folder / "answers" / name,
+            max_new_tokens=recipe.max_new_tokens,
+            batch=12 * recipe.max_batch,
+            worker=state.process_index,
+            workers=state.num_processes,
+        )
+    state.wait_for_everyone()
+    return {name: read_answers(folder / "answers" / name) for name in asked}
+
+
+def begin(target: Target, recipe: Recipe, answers: Mapping[str, Answers], init: str | None) -> Any:
+    """The draft before its training, on the target's device in float32."""
+    wanted, token_map = recipe.draft, None
+    if init is not None:
+        draft: Any = read(init).to(device=target.device, dtype=target.dtype)
+        draft.check(target)
+        share_embedding(draft, target)
+    else:
+        if wanted.vocabulary:
+            said = (a.token_ids for found in answers.values() for a in found.values())
+            token_map = frequent(said, wanted.vocabulary, target.vocab_size)
+        draft = new_draft(target, wanted, seed=recipe.seed, token_map=token_map)
+    return draft.to(device=target.device, dtype=torch.float32).requires_grad_(True).train()
+
+
+def look_up(
+    target: Target,
+    recipe: Recipe,
+    folder: Path,
+    name: str,
+    asked: Sequence[Question],
+    answers: Answers,
+    layers: Sequence[int],
+) -> Sequence[Sample]:
+    """What the target saw, worked out when it is asked for or kept."""
+    known = [question for question in asked if question.key in answers]
+    if not known:
+        raise SettingsError(f"none of the questions of '{name}' was answered")
+    if recipe.features == "online":
+        return Online(target, known, answers, layers)
+    place = folder / "features" / name
+    state = PartialState()
+    with state.main_process_first():
+        store = collect(target, known, answers, place, layers=layers, precision=recipe.features)
+    if state.is_main_process:
+        print(f"features of {name}: {store.bytes_per_token:.0f} bytes a position", flush=True)
+    return Store(place, target)
+
+
+class _Joined(Sequence[Sample]):
+    """Several sequences one behind the other."""
+
+    def __init__(self, parts: Sequence[Sequence[Sample]]) -> None:
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __getitem__(self, index: Any) -> Any:
+        for part in self.parts:
+            if index < len(part):
+                return part[index]
+            index -= len(part)
+        raise IndexError(index)
+
+
+def run_stage(
+    draft: Any,
+    target: Target,
+    stage: StageRecipe,
+    data: Sequence[Sequence[Sample]],
+    heldout: Sequence[Sample],
+    folder: Path,
+    recipe: Recipe,
+) -> None:
+    """Train one stage to its end."""
+    draft.train().requires_grad_(True)
+    adapter = getattr(draft, "adapter", None)
+    if stage.train != "all":
+        if adapter is None:
+            raise SettingsError(
+                f"stage '{stage.name}' trains the {stage.train}: there is no adapter"
+            )
+        joins = [adapter, *([draft.img_fc] if draft.img_fc is not None else [])]
+        draft.requires_grad_(stage.train == "draft")
+        for part in joins:
+            part.requires_grad_(stage.train == "adapter")
+    module: nn.Module
+    if isinstance(draft, MedusaDraft):
+        module = MedusaStage(draft, target, stage.losses, decay=stage.decay)
+    else:
+        module = Stage(
+            draft,
+            target,
+            stage.losses,
+            self_fed=stage.self_fed,
+            noise=stage.noise,
+            decay=stage.decay,
+        )
+    judge = judged_by(draft, target)
+    Trainer(
+        module,
+        batches(_Joined(data), stage.batch, recipe.seed, stage.positions),
+        lambda model, samples: model(samples),
+        Settings(
+            folder / "stages" / stage.name,
+            stage.learning_rate,
+            budget_s=stage.minutes * 60 or None,
+            budget_steps=stage.steps or None,
+            warmup_share=stage.warmup,
+            clip_norm=stage.clip,
+            autocast=stage.bf16,
+            accumulate=stage.accumulate,
+            ema=stage.ema,
+            evaluate_s=stage.evaluate_minutes * 60,
+            watch=f"{HELDOUT}_acceptance_length",
+            patience=stage.patience,
+        ),
+        evaluate=lambda _: {f"{HELDOUT}_{k}": v for k, v in judge(heldout).items()},
+        split=split,
+        weigh=Stage.weight,
+        names=lambda samples: ", ".join(sample.key for sample in samples),
+    ).run()
+
+
+def judged_by(draft: Any, target: Target) -> Callable[[Sequence[Sample]], dict[str, float]]:
+    """What greedy chains accept of samples."""
+    measure: Any = medusa_acceptance if isinstance(draft, MedusaDraft) else acceptance
+
+    def judge(samples: Sequence[Sample]) -> dict[str, float]:
+        was = draft.training
+        draft.eval()
+        groups = [samples[i : i + 8] for i in range(0, len(samples), 8)]
+        parts = [measure(draft, target, list(group)) for group in groups]
+        draft.train(was)
+        found = joined(parts, [sum(len(s.tokens) for s in group) for group in groups])
+        return {k: v for k, v in found.items() if k not in ("cycles", "said")}
+
+    return judge
+
+
+def finish(
+    draft: Any,
+    recipe: Recipe,
+    folder: Path,
+    found: Mapping[str, float],
+    command: str,
+    answers: Mapping[str, Answers],
+) -> None:
+    """Write the draft, its card, where it comes from, and the curves."""
+    counts = {name: len(one) for name, one in answers.items()}
+    skipped = {name: len(one.errors) for name, one in answers.items() if one.errors}
+    said = ", ".join(f"{name} ({count} answers)" for name, count in counts.items())
+    lengths = statistics.fmean(
+        [len(a.token_ids) for one in answers.values() for a in one.values()] or [0]
+    )
+    stages = "\n".join(
+        f"- {stage.name}: {', '.join(stage.data)}; {stage.steps or stage.minutes} "
+        f"{'steps' if stage.steps else 'minutes'} of {stage.batch} at {stage.learning_rate},"
+        f" losses {stage.losses}, {stage.self_fed} self-fed passes"
+        for stage in recipe.stages
+    )
+    card = Card(
+        target=recipe.target,
+        data=f"The target's own answers: {said}, {lengths:.0f} tokens each on average."
+        + (f" Skipped: {skipped}." if skipped else ""),
+        recipe=f"{stages}\n\nSeed {recipe.seed}.",
+        acceptance={"held out, greedy chain": found["acceptance_length"]},
+    )
+    out = folder / "draft"
+    save_pretrained(draft.to(torch.bfloat16), out, card)
+    draft.to(torch.float32)
+    facts = {
+        "recipe": asdict(recipe),
+        "answers": counts,
+        "skipped": skipped,
+        "heldout": dict(found),
+    }
+    (out / "provenance.json").write_text(
+        json.dumps(provenance(command, folder / "answers") | facts, indent=2) + "\n"
+    )
+    draw(folder / "stages", [stage.name for stage in recipe.stages], folder / "curves.png")
+
+
+def _claimed(
+    recipe: Recipe, init: str | None, asked: Mapping[str, Sequence[Question]]
+) -> dict[str, Any]:
+    """What a folder's answers and features depend on."""
+    return {
+        "target": recipe.target,
+        "draft": asdict(recipe.draft),
+        "features": recipe.features,
+        "max_new_tokens": recipe.max_new_tokens,
+        "init": init,
+        "questions": {name: len(group) for name, group in asked.items()},
+    }

@@ -1,0 +1,183 @@
+"""What the target is asked: folders of pictures and prompts, and datasets of the hub.
+
+A folder holds either
+
+* `*.jsonl`, one object a line: `prompt` or `messages`, and `image` or `images`, paths within the
+  folder; an `id` where the lines have one of their own; or
+* pictures, and `prompts.txt` with one prompt a line: every picture is asked one of them in turn.
+
+Of a dataset, `datasets.load_dataset` gives the rows; they have the same names, or those that the
+recipe says. Conversations in LLaVA's and ShareGPT's manner (`from`, `value`) are known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from vispec.errors import SettingsError
+from vispec.training.distill import Question
+
+PICTURES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"))
+LONGER = (
+    " Answer in as much detail as you can.",
+    " Please write a long and detailed answer.",
+    " Explain at length, with at least two hundred words.",
+    " Give a thorough answer of several paragraphs.",
+)
+"""What is added to a prompt so that its answer is long: short ones teach a draft little."""
+
+
+@dataclass(config=ConfigDict(extra="forbid"), frozen=True)
+class Source:
+    """Where questions come from.
+
+    Attributes:
+        path: a folder, a `.jsonl` file, or the name of a dataset on the hub.
+        config, split: of a dataset.
+        first, limit: which of its rows; all behind the first where the limit is 0.
+        prompt, image: names of its columns, where they are none of the known ones.
+        shown: whether pictures are shown; questions without them teach the target's language.
+        temperature: of the answers.
+        longer: ask for long answers.
+    """
+
+    path: str
+    config: str = ""
+    split: str = "train"
+    first: int = 0
+    limit: int = 0
+    prompt: str = ""
+    image: str = ""
+    shown: bool = True
+    temperature: float = 0.0
+    longer: bool = False
+
+
+def questions(source: Source, name: str) -> list[Question]:
+    """The questions of a source.
+
+    Args:
+        name: tells them from other sources'.
+
+    Raises:
+        SettingsError: if there is nothing to ask, or a row without a prompt.
+    """
+    last = source.first + source.limit if source.limit else None
+    rows = islice(_rows(source), source.first, last)
+    found = [_question(row, source, f"{name}-{key}") for key, row in rows]
+    if not found:
+        raise SettingsError(f"{source.path!r} holds no questions", __doc__ or "")
+    return found
+
+
+def _rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows and what names each, pictures as paths or as the dataset has them."""
+    path = Path(source.path)
+    if path.is_file():
+        yield from _lines(path)
+    elif path.is_dir():
+        files = sorted(path.glob("*.jsonl"))
+        if files:
+            for file in files:
+                yield from _lines(file)
+        else:
+            yield from _pictures(path)
+    else:
+        yield from _dataset(source)
+
+
+def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise SettingsError(f"line {number} of {file} is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise SettingsError(f"line {number} of {file} is no object")
+            yield f"{file.stem}-{row.get('id', number)}", _placed(row, file.parent)
+
+
+def _placed(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Its pictures' paths from here."""
+    for key in ("image", "images"):
+        value = row.get(key)
+        if isinstance(value, str):
+            row = {**row, key: str(folder / value)}
+        elif isinstance(value, list):
+            row = {**row, key: [str(folder / one) for one in value]}
+    return row
+
+
+def _pictures(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    file = folder / "prompts.txt"
+    if not file.is_file():
+        return
+    prompts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PICTURES)
+    for number, path in enumerate(found):
+        prompt = prompts[number % len(prompts)]
+        yield str(path.relative_to(folder)), {"prompt": prompt, "image": str(path)}
+
+
+def _dataset(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise SettingsError(
+            f"{source.path!r} is no folder; datasets of the hub need the package datasets",
+            "pip install 'vispec[train]'",
+        ) from error
+    try:
+        rows = load_dataset(source.path, source.config or None, split=source.split)
+    except Exception as error:  # its own errors, and those of whichever client it uses
+        reason = str(error).split("\n", 1)[0]
+        raise SettingsError(
+            f"{source.path!r} is neither a folder nor a dataset that can be loaded ({reason})"
+        ) from error
+    for number, row in enumerate(rows):
+        yield str(row.get("id", number)), dict(row)
+
+
+def _question(row: Mapping[str, Any], source: Source, key: str) -> Question:
+    prompt = _prompt(row, source, key)
+    if source.longer and isinstance(prompt, str):
+        prompt += LONGER[hashlib.sha256(key.encode()).digest()[0] % len(LONGER)]
+    images: list[Any] = []
+    if source.shown:
+        value = row.get(source.image) if source.image else row.get("images", row.get("image"))
+        images = [] if value is None else list(value) if isinstance(value, list) else [value]
+    return Question(key, prompt, images, source.temperature)
+
+
+def _prompt(row: Mapping[str, Any], source: Source, key: str) -> Any:
+    """The text, or the messages up to the last one of the user's."""
+    names = (
+        (source.prompt,) if source.prompt else ("messages", "prompt", "question", "conversations")
+    )
+    value = next((row[name] for name in names if row.get(name)), None)
+    if isinstance(value, str):
+        return value.replace("<image>", "").strip()
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        if "role" in value[0]:
+            return value
+        first = next((turn.get("value") for turn in value if turn.get("from") in _ASKING), None)
+        if isinstance(first, str):
+            return first.replace("<image>", "").strip()
+    raise SettingsError(
+        f"question '{key}' has no prompt among {', '.join(row)}",
+        "Name the column with prompt = …",
+    )
+
+
+_ASKING = ("human", "user")

@@ -1,0 +1,158 @@
+"""A recipe and a folder of pictures become a draft that is loaded and used."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import talking
+import tiny
+import vispec
+from drafts.test_reading import ADAPTERS
+from vispec.drafts import Eagle3Draft, EagleDraft
+from vispec.drafts.medusa import MedusaDraft
+from vispec.errors import SettingsError, VispecError
+from vispec.training import pipeline
+from vispec.training.recipe import Recipe, recipe
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return talking.save(tmp_path_factory.mktemp("target"), max_position_embeddings=512)
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("asked")
+    for part, first in (("train", 0), ("heldout", 20)):
+        (folder / part).mkdir()
+        for i in range(first, first + 6):
+            talking.picture(i).save(folder / part / f"{i}.png")
+        (folder / part / "prompts.txt").write_text("the cat\nwhat is it ?\n")
+    return folder
+
+
+def wanted(target: Path, asked: Path, steps: int = 3, **draft: Any) -> Recipe:
+    pictures = {"path": str(asked / "train")}
+    stage = {"learning_rate": 3e-3, "steps": steps, "batch": 4, "bf16": False}
+    return recipe(
+        {
+            "target": str(target),
+            "draft": draft,
+            "max_new_tokens": 12,
+            "max_batch": 3,
+            "data": {
+                "text": pictures | {"shown": False},
+                "shown": pictures,
+                "heldout": {"path": str(asked / "heldout")},
+            },
+            "stages": [
+                {"name": "one", "data": ["text"], "losses": {"soft_cross_entropy": 1.0}, **stage},
+                {
+                    "name": "two",
+                    "data": ["shown", "text"],
+                    "losses": {"kl": 1.0},
+                    "self_fed": 1,
+                    **stage,
+                },
+            ],
+        },
+        "mine",
+    )
+
+
+KINDS: dict[str, tuple[dict[str, Any], type]] = {
+    "vispec": ({"adapter": ADAPTERS["query"]}, EagleDraft),
+    "eagle, two layers": ({"layers": 2}, EagleDraft),
+    "eagle, fused": ({"aux_layers": [0, 1, 2], "adapter": ADAPTERS["elastic"]}, EagleDraft),
+    "eagle3": ({"kind": "eagle3", "aux_layers": [0, 1, 2], "vocabulary": 30}, Eagle3Draft),
+    "medusa": ({"kind": "medusa", "heads": 3}, MedusaDraft),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_draft_is_trained_and_used(
+    target: Path, asked: Path, tmp_path: Path, kind: str
+) -> None:
+    draft, network = KINDS[kind]
+    found = pipeline.train(wanted(target, asked, **draft), tmp_path, command="vispec train x")
+    engine = vispec.load(target, tmp_path / "draft", dtype=torch.float64)
+    assert isinstance(engine.draft, network)
+    picture = [talking.picture(30)]
+    plain = engine.generate("the cat", picture, max_new_tokens=12, speculate=False)
+    assert engine.generate("the cat", picture, max_new_tokens=12).token_ids == plain.token_ids
+    assert found["acceptance_length"] >= 1
+    stated = json.loads((tmp_path / "draft" / "provenance.json").read_text())
+    assert stated["command"] == "vispec train x"
+    assert stated["answers"] == {"text": 6, "shown": 6, "heldout": 6}
+    assert len(stated["data"]) == 3
+    card = (tmp_path / "draft" / "README.md").read_text()
+    assert f"{found['acceptance_length']:.2f}" in card
+    assert Image.open(tmp_path / "curves.png").size[0] > 500
+    for stage in ("one", "two"):
+        lines = (tmp_path / "stages" / stage / "log.jsonl").read_text().splitlines()
+        assert "heldout_acceptance_length" in json.loads(lines[-1])
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_where_it_was_and_begins_from_another(
+    target: Path, asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = wanted(target, asked, adapter=ADAPTERS["query"])
+    pipeline.train(whole, tmp_path / "whole")
+    kept = tmp_path / "killed"
+    with monkeypatch.context() as patch:
+
+        def dies(*given: Any) -> None:
+            if given[2].name == "two":
+                raise KeyboardInterrupt
+            run(*given)
+
+        run = pipeline.run_stage
+        patch.setattr(pipeline, "run_stage", dies)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.train(whole, kept)
+    answers = {path: path.stat().st_mtime_ns for path in kept.rglob("*.parquet")}
+    pipeline.train(whole, kept)
+    assert {path: path.stat().st_mtime_ns for path in kept.rglob("*.parquet")} == answers
+    one, other = (vispec.from_pretrained(tmp_path / n / "draft") for n in ("whole", "killed"))
+    assert all(torch.equal(v, other.state_dict()[k]) for k, v in one.state_dict().items())
+
+    with pytest.raises(VispecError, match="another run: max_new_tokens"):
+        pipeline.train(replace(whole, max_new_tokens=5), kept)
+
+    # From that draft on, its adapter alone.
+    stage = replace(whole.stages[1], train="adapter", name="adapter")
+    begun = str(tmp_path / "whole" / "draft")
+    pipeline.train(replace(whole, stages=[stage]), tmp_path / "tuned", init=begun)
+    tuned = vispec.from_pretrained(tmp_path / "tuned" / "draft")
+    same = {k: torch.equal(v, tuned.state_dict()[k]) for k, v in one.state_dict().items()}
+    assert {k.split(".")[0] for k, v in same.items() if not v} == {"adapter", "img_fc"}
+
+
+@pytest.mark.slow
+def test_features_online_train_as_kept_ones(target: Path, asked: Path, tmp_path: Path) -> None:
+    made = []
+    for features in ("online", "float32"):
+        chosen = replace(wanted(target, asked, adapter=ADAPTERS["pooling"]), features=features)
+        pipeline.train(chosen, tmp_path / features)
+        made.append(vispec.from_pretrained(tmp_path / features / "draft"))
+    one, other = (draft.state_dict() for draft in made)
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+    assert not (tmp_path / "online" / "features").exists()
+
+
+def test_an_adapter_that_there_is_not_cannot_be_trained(
+    target: Path, asked: Path, tmp_path: Path
+) -> None:
+    whole = wanted(target, asked)
+    stage = replace(whole.stages[0], train="adapter")
+    with pytest.raises(SettingsError, match="there is no adapter"):
+        pipeline.run_stage(tiny.draft(queries=None), tiny.target(), stage, [], [], tmp_path, whole)

@@ -1,0 +1,116 @@
+"""Questions from folders and datasets, and what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import talking
+from vispec.errors import SettingsError
+from vispec.training import questions as module
+from vispec.training.questions import LONGER, Source, questions
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i in range(3):
+        talking.picture(i).save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+def lines(file: Path, rows: list[dict[str, Any]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_lines_bring_prompts_and_pictures(folder: Path) -> None:
+    messages = [{"role": "user", "content": "and this?"}]
+    rows = [
+        {"id": "a", "prompt": "what is it?", "image": "0.png"},
+        {"prompt": "which?", "images": ["1.png", "2.png"]},
+        {"messages": messages, "image": "2.png"},
+        {"prompt": "no picture"},
+    ]
+    lines(folder / "asked.jsonl", rows)
+    for path in (folder, folder / "asked.jsonl"):
+        found = questions(Source(str(path)), "mine")
+        assert [q.key for q in found] == [
+            "mine-asked-a", "mine-asked-2", "mine-asked-3", "mine-asked-4"
+        ]  # fmt: skip
+        assert [q.prompt for q in found] == ["what is it?", "which?", messages, "no picture"]
+        assert [[Path(str(one)).name for one in q.images] for q in found] == [
+            ["0.png"], ["1.png", "2.png"], ["2.png"], []
+        ]  # fmt: skip
+        assert all(Path(str(one)).is_file() for q in found for one in q.images)
+
+
+def test_pictures_are_asked_prompts_in_turn(folder: Path) -> None:
+    (folder / "prompts.txt").write_text("what?\n\nwhere?\n")
+    found = questions(Source(str(folder)), "p")
+    assert [q.prompt for q in found] == ["what?", "where?", "what?"]
+    assert [q.key for q in found] == ["p-0.png", "p-1.png", "p-2.png"]
+    assert all(Image.open(str(q.images[0])) for q in found)
+
+
+def test_what_a_recipe_wants_of_its_rows(folder: Path) -> None:
+    lines(folder / "x.jsonl", [{"id": i, "ask": f"q{i}", "pic": "0.png"} for i in range(9)])
+    source = Source(str(folder), first=2, limit=3, prompt="ask", image="pic", temperature=0.7)
+    found = questions(source, "x")
+    assert [q.prompt for q in found] == ["q2", "q3", "q4"]
+    assert all(q.temperature == 0.7 and len(q.images) == 1 for q in found)
+    blind = questions(Source(str(folder), prompt="ask", image="pic", shown=False), "x")
+    assert not any(q.images for q in blind)
+
+
+def test_long_answers_are_asked_for_in_several_ways_but_always_the_same(folder: Path) -> None:
+    lines(folder / "x.jsonl", [{"id": i, "prompt": "why?"} for i in range(40)])
+    one, two = (questions(Source(str(folder), longer=True), "x") for _ in range(2))
+    assert [q.prompt for q in one] == [q.prompt for q in two]
+    assert {q.prompt for q in one} == {f"why?{words}" for words in LONGER}
+
+
+def test_datasets_of_the_hub_bring_conversations(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    picture = talking.picture(0)
+    rows = [
+        {"id": "a", "image": picture, "conversations": [
+            {"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a cat"}]},
+        {"image": None, "conversations": [{"from": "human", "value": "hello"}]},
+    ]  # fmt: skip
+    asked: list[Any] = []
+
+    def load(*given: Any, **options: Any) -> list[dict[str, Any]]:
+        asked.append((given, options))
+        return rows
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    found = questions(Source("someone/data", config="c", split="test"), "d")
+    assert asked == [(("someone/data", "c"), {"split": "test"})]
+    assert [q.prompt for q in found] == ["what?", "hello"]
+    assert [q.key for q in found] == ["d-a", "d-1"]
+    assert [q.shown() for q in found] == [[picture], []]
+
+
+def test_what_holds_no_questions_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    with pytest.raises(SettingsError, match="holds no questions"):
+        questions(Source(str(tmp_path)), "x")
+    file = tmp_path / "a.jsonl"
+    for text, words in (("{", "line 1 of .* is not JSON"), ("[1]", "is no object")):
+        file.write_text(text)
+        with pytest.raises(SettingsError, match=words):
+            questions(Source(str(file)), "x")
+    lines(file, [{"picture": "a.png"}])
+    with pytest.raises(SettingsError, match="no prompt among picture"):
+        questions(Source(str(file)), "x")
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("not found\nmore")
+
+    monkeypatch.setattr(datasets, "load_dataset", fails)
+    with pytest.raises(SettingsError, match=r"neither a folder nor a dataset.*\(not found\)"):
+        questions(Source("no/where"), "x")
+    assert module.__doc__

@@ -1,0 +1,117 @@
+"""Recipes say all that is wrong with them before anything is loaded."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vispec.errors import SettingsError
+from vispec.training.recipe import RECIPES, read_recipe, recipe
+
+STAGE: dict[str, Any] = {
+    "name": "text",
+    "data": ["text"],
+    "losses": {"features": 1.0},
+    "learning_rate": 1e-3,
+    "steps": 10,
+}
+STATED: dict[str, Any] = {
+    "target": "embedded",
+    "draft": {"adapter": {"kind": "query", "heads": 4}},
+    "data": {"text": {"path": "a"}, "heldout": {"path": "b", "limit": 3}},
+    "stages": [STAGE],
+}
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    """With entries replaced, by their path; None takes one away."""
+    stated = copy.deepcopy(STATED)
+    for path, value in changes.items():
+        *way, last = path.split("__")
+        place: Any = stated
+        for step in way:
+            place = place[int(step) if step.isdigit() else step]
+        if value is None:
+            del place[last]
+        else:
+            place[last] = value
+    return stated
+
+
+def test_a_recipe_is_what_it_states() -> None:
+    found = recipe(STATED, "mine")
+    assert found.target == "embedded"
+    assert found.draft.adapter == {"kind": "query", "heads": 4}
+    assert found.data["heldout"].limit == 3
+    assert found.stages[0].losses == {"features": 1.0}
+    assert found.stages[0].batch == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"taget": "x"}, ["taget", "Unexpected"]),
+        ({"target": None}, ["target", "required"]),
+        ({"seed": "one"}, ["seed", "integer"]),
+        ({"seed": "1"}, ["seed", "integer"]),
+        ({"stages__0__learning_rate": "fast"}, [r"stages\.0\.learning_rate", "number"]),
+        ({"stages__0__lr": 1}, [r"stages\.0\.lr"]),
+        ({"data__text__paths": "x"}, [r"data\.text\.paths"]),
+        ({"draft__kind": "hydra"}, [r"draft\.kind", "eagle3"]),
+        ({"draft__adapter": {"kind": "quantum"}}, ["quantum", "pooling"]),
+        ({"draft__adapter": {"kind": "pooling", "kep": 3}}, ["kep"]),
+        ({"draft__kind": "medusa"}, ["no images"]),
+        ({"features": "float64"}, ["features", "online"]),
+        ({"data__heldout": None}, ["heldout"]),
+        ({"stages": []}, ["stages"]),
+        ({"stages": [STAGE, STAGE]}, ["share a name"]),
+        ({"stages__0__losses": {"mse": 1.0}}, ["mse", "soft_cross_entropy"]),
+        ({"stages__0__minutes": 3.0}, ["both steps and minutes"]),
+        ({"stages__0__steps": 0}, ["neither"]),
+        ({"stages__0__data": ["texts"]}, ["'texts'", "Known are text, heldout"]),
+        ({"stages__0__data": ["heldout"]}, ["learns from heldout"]),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_named(changes: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(SettingsError) as error:
+        recipe(changed(**changes), "mine")
+    for word in words:
+        assert any(one in str(error.value) for one in word.replace("\\", "").split("|"))
+
+
+def test_all_that_is_wrong_is_named_at_once() -> None:
+    with pytest.raises(SettingsError) as error:
+        recipe(changed(seed="one", target=None, stages__0__lr=2), "mine")
+    for word in ("seed", "target", "stages.0.lr"):
+        assert word in str(error.value)
+
+
+def test_paths_are_from_the_recipes_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    text = 'target = "x"\nstages = []\n'
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with pytest.raises(SettingsError):
+        read_recipe(file)
+    found = recipe(STATED, "mine", tmp_path)
+    assert found.data["text"].path == str(tmp_path / "a")
+    assert found.data["heldout"].path == "b"
+
+
+@pytest.mark.parametrize("text", ["target =", None])
+def test_a_file_that_is_no_toml_is_named(tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "mine.toml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(SettingsError, match="cannot be read as a recipe"):
+        read_recipe(file)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_recipes_that_come_along_are_right(path: Path) -> None:
+    found = read_recipe(path)
+    assert [stage.name for stage in found.stages] == ["text", "multimodal"]
