@@ -1,0 +1,131 @@
+"""`vispec distill` and `vispec train`: pictures and prompts in, a draft out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import talking
+import vispec
+from command_line import Pair, Run
+from vispec.training.distill import read_answers
+
+RECIPE = """
+target = "{target}"
+max_new_tokens = 10
+max_batch = 3
+features = "float32"
+[draft]
+adapter = {{ kind = "query", heads = 4 }}
+[data.shown]
+path = "{asked}"
+limit = 8
+[data.heldout]
+path = "{asked}"
+first = 8
+[[stages]]
+name = "shown"
+data = ["shown"]
+losses = {{ soft_cross_entropy = 1.0 }}
+learning_rate = 3e-3
+steps = 4
+batch = 4
+bf16 = false
+"""
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Path:
+    folder = tmp_path / "asked"
+    folder.mkdir()
+    for i in range(12):
+        talking.picture(i).save(folder / f"{i:02d}.png")
+    (folder / "prompts.txt").write_text("the cat\nwhat is it ?\n")
+    return folder
+
+
+def write(tmp_path: Path, pair: Pair, asked: Path) -> Path:
+    file = tmp_path / "mine.toml"
+    file.write_text(RECIPE.format(target=pair.target, asked=asked))
+    return file
+
+
+def test_questions_are_answered_and_counted(
+    run: Run, pair: Pair, asked: Path, tmp_path: Path
+) -> None:
+    (asked / "03.png").write_bytes(b"no picture")
+    command = ("distill", asked, "--target", pair.target, "--draft", pair.draft)
+    command += ("--out", tmp_path / "out", "-n", "9", "--limit", "6", "--batch", "2")
+    ran = run(*command)
+    assert ran.code == 0
+    assert "5 of 6 questions are answered, 1 skipped" in ran.out
+    assert "03.png" in ran.err
+    found = read_answers(tmp_path / "out")
+    engine = vispec.load(pair.target)
+    plain = engine.generate("the cat", [asked / "00.png"], max_new_tokens=9, temperature=0)
+    assert found["question-00.png"].token_ids == plain.token_ids
+    refused = run(*command, "--worker", "2", "--workers", "2")
+    assert refused.code == 2
+    assert "worker 2 is none of 2" in refused.err
+
+
+@pytest.mark.slow
+def test_a_recipe_becomes_a_draft(run: Run, pair: Pair, asked: Path, tmp_path: Path) -> None:
+    file = write(tmp_path, pair, asked)
+    ran = run("train", file, "--out", tmp_path / "run")
+    assert ran.code == 0, ran.err
+    assert "tokens a pass, greedy chain, held out" in ran.out
+    assert run("info", tmp_path / "run" / "draft", "--target", pair.target).code == 0
+    again = run("train", file, "--out", tmp_path / "tuned", "--init", tmp_path / "run" / "draft")
+    assert again.code == 0, again.err
+
+
+def test_a_recipe_is_checked_before_anything_is_loaded(
+    run: Run, pair: Pair, asked: Path, tmp_path: Path
+) -> None:
+    file = write(tmp_path, pair, asked)
+    assert run("train", file, "--check").code == 0
+    file.write_text(file.read_text().replace("steps", "stepps"))
+    for extra in (("--check",), ("--out", tmp_path / "run")):
+        ran = run("train", file, *extra)
+        assert ran.code == 2
+        assert "stepps" in ran.err
+    assert not (tmp_path / "run").exists()
+    assert "nowhere" in run("train", write(tmp_path, pair, asked)).err
+    assert "no recipe is given" in run("train").err
+    assert "cannot be read" in run("train", "no-such-recipe", "--check").err
+
+
+def test_recipes_that_come_along_are_named(run: Run) -> None:
+    listed = run("train", "--list").out
+    for name in ("llava-1.5-7b", "llava-next-7b", "qwen2.5-vl-7b", "qwen3-vl-8b"):
+        assert f"{name}: ViSpec for" in listed
+        assert run("train", name, "--check").code == 0
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_draft_of_one(
+    run: Run, pair: Pair, asked: Path, tmp_path: Path
+) -> None:
+    file = write(tmp_path, pair, asked)
+    assert run("train", file, "--out", tmp_path / "one").code == 0
+    launcher = "import sys; from accelerate.commands.accelerate_cli import main; main()"
+    command = [sys.executable, "-c", launcher, "launch", "--cpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", "0", "-m", "vispec", "train", str(file)]
+    command += ["--out", str(tmp_path / "two")]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert ran.returncode == 0, ran.stderr
+    one, two = (vispec.from_pretrained(tmp_path / name / "draft") for name in ("one", "two"))
+    for key, value in one.state_dict().items():
+        # In bfloat16 of float32 sums that were added up in another order.
+        torch.testing.assert_close(value.float(), two.state_dict()[key].float(), rtol=0, atol=4e-3)
+    answers = [dict(read_answers(tmp_path / n / "answers" / "shown")) for n in ("one", "two")]
+    assert answers[0] == answers[1]
+    facts = json.loads((tmp_path / "two" / "draft" / "provenance.json").read_text())
+    assert "train" in facts["command"]
