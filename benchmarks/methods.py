@@ -23,7 +23,7 @@ from vispec.decoding.planner import CHAINS, TREES, fastest_tree
 from vispec.decoding.sampling import Sampling
 from vispec.decoding.tree import TreeShape
 from vispec.evaluation.items import Item
-from vispec.loading import load_draft
+from vispec.loading_drafts import load_draft
 from vispec.targets import Target, wrap
 
 MAX_NEW_TOKENS = 128

@@ -103,7 +103,7 @@ class TableTarget:
         cache.written[:b] = 0
         cache.written = torch.zeros(len(cache.code), tree.size, dtype=torch.long)
         cache.written[:b] = codes
-        return Verification(self.table.logits[codes], codes[..., None])
+        return Verification(self.table.logits[codes], codes[..., None], codes[..., None])
 
 
 class TableDraft:

@@ -15,6 +15,7 @@ from vispec.errors import (
     ImageError,
     PromptTooLongError,
     SamplingError,
+    SettingsError,
     UnsupportedFamilyError,
     UnsupportedLogitsProcessorError,
     VideoError,
@@ -31,6 +32,7 @@ EXAMPLES = [
     UnsupportedFamilyError("blip", ["llava", "qwen2_5_vl"]),
     PromptTooLongError(5000, 4096, image_tokens=2880),
     SamplingError("temperature", -1.0, "a number of at least 0"),
+    SettingsError("stage 'text' learns from 'txt'", "Known are text, heldout."),
     UnsupportedLogitsProcessorError("Watermark", "it keeps state between calls"),
 ]
 
