@@ -71,6 +71,7 @@ def test_errors_are_value_errors_of_one_family_and_survive_pickling(error: Vispe
                 ["blip", "llava, qwen2_5_vl", "src/vispec/targets"],
                 ["5000", "2880", "4096", "fewer or smaller images"],
                 ["temperature", "-1.0", "at least 0"],
+                ["stage 'text'", "'txt'", "Known are text, heldout."],
                 ["Watermark", "keeps state", "speculate=False"],
             ],
             strict=True,
