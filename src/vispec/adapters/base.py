@@ -48,6 +48,8 @@ class Adapter(nn.Module):
 
     has_global: bool = False
     """Whether it makes a global vector."""
+    asks: bool = False
+    """Whether it looks at what is asked."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()

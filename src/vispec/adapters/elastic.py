@@ -25,6 +25,8 @@ class ElasticAdapter(Adapter):
         temperature: of the draws; the lower, the closer their gradient is to that of a choice.
     """
 
+    asks = True
+
     def __init__(
         self,
         hidden_size: int,

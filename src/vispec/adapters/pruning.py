@@ -19,6 +19,8 @@ class PruningAdapter(Adapter):
         keep: tokens an image, at most.
     """
 
+    asks = True
+
     def __init__(self, hidden_size: int, keep: int) -> None:
         super().__init__(keep=keep)
         self.keep = keep

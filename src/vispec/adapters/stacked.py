@@ -23,6 +23,7 @@ class StackedAdapter(Adapter):
         super().__init__(parts=list(settings))
         self.parts = nn.ModuleList(parts)
         self.has_global = any(part.has_global for part in parts)
+        self.asks = any(part.asks for part in parts)
 
     def forward(
         self, visual: Tensor, mask: Tensor | None = None, question: Tensor | None = None

@@ -154,6 +154,9 @@ def _images(words: Tensor, image: Tensor, owner: Tensor, starts: Tensor) -> _Ima
 
 
 def _compress(adapter: Adapter, seen: Sequence[Seen], images: _Images) -> Compressed:
+    if not adapter.asks:
+        plain: Compressed = adapter(images.visual, images.mask)
+        return plain
     asked = []
     for one in seen:
         text = one.image_index[: one.prompt] < 0
