@@ -50,7 +50,7 @@ from vispec.checkpoints.files import fingerprint, locate
 from vispec.errors import VispecError
 from vispec.evaluation.conditions import commit, conditions, source
 from vispec.evaluation.items import TASKS, Item, held_out
-from vispec.loading import load_target
+from vispec.loading_targets import load_target
 from vispec.runs import claim
 
 SCENES = ("vqa", "caption", "read")
@@ -65,6 +65,8 @@ CODE = (
     "src/vispec/targets",
     "src/vispec/images.py",
     "src/vispec/loading.py",
+    "src/vispec/loading_drafts.py",
+    "src/vispec/loading_targets.py",
     "src/vispec/training/photos.py",
     "src/vispec/training/scenes.py",
     "src/vispec/training/scene_words.py",

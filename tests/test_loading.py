@@ -41,8 +41,8 @@ from vispec.errors import (
     VideoError,
     VispecError,
 )
-from vispec.loading import _without_videos
 from vispec.loading_drafts import load_draft
+from vispec.loading_targets import _without_videos
 from vispec.targets import FAMILIES
 from vispec.targets.encoding import model_inputs
 

@@ -18,7 +18,7 @@ from vispec.drafts.language_model import LanguageModelDraft, same_vocabulary
 from vispec.drafts.lookup import LookupDraft
 from vispec.drafts.universal import UniversalDraft
 from vispec.errors import CheckpointError
-from vispec.loading import Name, load_target
+from vispec.loading_targets import Name, load_target
 from vispec.targets import FAMILIES, Target
 
 LOOKUP = "lookup"

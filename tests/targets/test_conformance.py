@@ -22,7 +22,7 @@ from vispec.decoding.loop import Job, run
 from vispec.decoding.sampling import Chooser, Sampling
 from vispec.decoding.tree import SampledShape, Tree, TreeShape
 from vispec.drafts import Eagle3Config, Eagle3Draft, EagleConfig, EagleDraft
-from vispec.loading import load_target
+from vispec.loading_targets import load_target
 from vispec.targets import FAMILIES as SUPPORTED
 from vispec.targets import Target
 

@@ -17,7 +17,7 @@ from PIL import Image
 from transformers.utils import is_torchvision_available
 
 import talking
-from vispec.loading import _without_videos
+from vispec.loading_targets import _without_videos
 from vispec.messages import conversation
 from vispec.targets.encoding import chat_text, model_inputs
 

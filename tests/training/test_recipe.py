@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +117,11 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path, text: str | None) -> No
 def test_recipes_that_come_along_are_right(path: Path) -> None:
     found = read_recipe(path)
     assert [stage.name for stage in found.stages] == ["text", "multimodal"]
+
+
+def test_the_documentation_shows_recipes() -> None:
+    page = Path(__file__).parents[2] / "docs" / "training.md"
+    shown = re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    assert shown
+    for text in shown:
+        recipe(tomllib.loads(text), str(page))

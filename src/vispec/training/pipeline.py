@@ -27,8 +27,8 @@ from vispec.decoding.engine import Engine
 from vispec.drafts.medusa import MedusaDraft
 from vispec.errors import SettingsError
 from vispec.hub import Card, save_pretrained
-from vispec.loading import load_target
 from vispec.loading_drafts import load_draft, share_embedding
+from vispec.loading_targets import load_target
 from vispec.runs import claim
 from vispec.targets import Target
 from vispec.training.chains import joined

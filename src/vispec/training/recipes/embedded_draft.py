@@ -33,7 +33,7 @@ from vispec.decoding.engine import Engine
 from vispec.decoding.planner import TREES, fastest_tree
 from vispec.decoding.tree import TreeShape
 from vispec.drafts import EagleConfig, EagleDraft
-from vispec.loading import load_target
+from vispec.loading_targets import load_target
 from vispec.runs import claim
 from vispec.targets import Target
 from vispec.training import draft as training
