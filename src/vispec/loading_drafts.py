@@ -12,7 +12,7 @@ from vispec.checkpoints.files import locate, read_config, read_tensors, tensor_h
 from vispec.checkpoints.formats import advised_tree
 from vispec.checkpoints.registry import plan
 from vispec.decoding.tree import TreeShape
-from vispec.drafts.base import Draft
+from vispec.drafts.base import Draft, numbers_of
 from vispec.drafts.hybrid import HybridDraft
 from vispec.drafts.language_model import LanguageModelDraft, same_vocabulary
 from vispec.drafts.lookup import LookupDraft
@@ -105,7 +105,7 @@ def placed(draft: Draft | None, target: Target) -> Draft | None:
     """A draft in the target's numbers and on its device: itself, or a copy."""
     if not isinstance(draft, torch.nn.Module) or next(draft.parameters(), None) is None:
         return draft
-    own = next(draft.parameters())
+    own = numbers_of(draft)
     if own.dtype == target.dtype and own.device == target.device:
         return draft
     return copy.deepcopy(draft).to(device=target.device, dtype=target.dtype)

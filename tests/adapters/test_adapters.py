@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vispec.adapters import KINDS, Adapter, Compressed, build, settings_of
+from vispec.adapters import KINDS, Adapter, Compressed, SelectorAdapter, build, settings_of
 from vispec.errors import SettingsError
 
 D = 12
@@ -29,6 +29,7 @@ EXAMPLES: dict[str, Any] = {
     "stacked": [POOLING, {"kind": "mlp", "inner": 8}],
     "query behind others": [{"kind": "transformer", "heads": 2, "inner": 8}, QUERY],
     "elastic": {"kind": "elastic", "parts": [POOLING, {"kind": "hidden"}, QUERY]},
+    "selector": {"kind": "selector", "parts": [POOLING, QUERY], "kinds": ["one", "other"]},
 }
 
 
@@ -37,6 +38,9 @@ def make(name: str, seed: int = 0) -> Adapter:
     made = build(EXAMPLES[name], D).double()
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
+    if isinstance(made, SelectorAdapter):
+        kind = torch.tensor([0, 0, 1, 1, 1])
+        made.fit(torch.randn(5, 2 * D).double(), kind, torch.eye(2))
     return made.eval()
 
 

@@ -11,6 +11,7 @@ from vispec.adapters.pooling import PoolingAdapter
 from vispec.adapters.pruning import PruningAdapter
 from vispec.adapters.query import QueryAdapter
 from vispec.adapters.resampler import ResamplerAdapter
+from vispec.adapters.selector import SelectorAdapter
 from vispec.adapters.stacked import StackedAdapter
 from vispec.adapters.transformer import TransformerAdapter
 
@@ -27,6 +28,7 @@ __all__ = [
     "PruningAdapter",
     "QueryAdapter",
     "ResamplerAdapter",
+    "SelectorAdapter",
     "StackedAdapter",
     "TransformerAdapter",
     "build",

@@ -16,6 +16,7 @@ from vispec.adapters.pooling import PoolingAdapter
 from vispec.adapters.pruning import PruningAdapter
 from vispec.adapters.query import QueryAdapter
 from vispec.adapters.resampler import ResamplerAdapter
+from vispec.adapters.selector import SelectorAdapter
 from vispec.adapters.stacked import StackedAdapter
 from vispec.adapters.transformer import TransformerAdapter
 from vispec.errors import SettingsError
@@ -31,9 +32,10 @@ KINDS: dict[str, type[Adapter]] = {
     "resampler": ResamplerAdapter,
     "hidden": HiddenAdapter,
     "elastic": ElasticAdapter,
+    "selector": SelectorAdapter,
     "stacked": StackedAdapter,
 }
-"""What can be asked for; the last two are made of others, their `parts`."""
+"""What can be asked for; the last three are made of others, their `parts`."""
 
 
 def build(settings: Mapping[str, Any] | Sequence[Mapping[str, Any]], hidden_size: int) -> Adapter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,36 +57,42 @@ class ElasticAdapter(Adapter):
             weight = F.gumbel_softmax(logits, self.temperature, hard=True)
         else:
             weight = F.one_hot(logits.argmax(-1), len(self.parts)).to(visual.dtype)
-        return self._chosen(weight, visual, mask, question)
+        return chosen(self.parts, weight, visual, mask, question, self.has_global)
 
-    def _chosen(
-        self, weight: Tensor, visual: Tensor, mask: Tensor | None, question: Tensor | None
-    ) -> Compressed:
-        """What the part with weight one makes of each image, times its weight."""
-        b, _, d = visual.shape
-        of = weight.argmax(-1)
-        found: list[tuple[Tensor, Compressed]] = []
-        for index, part in enumerate(self.parts):
-            rows = (of == index).nonzero()[:, 0]
-            if len(rows):
-                asked = None if question is None else question[rows]
-                seen = None if mask is None else mask[rows]
-                found.append((rows, part(visual[rows], seen, asked)))
-        r = max(compressed.tokens.shape[1] for _, compressed in found)
-        tokens, real = visual.new_zeros(b, r, d), torch.zeros(b, r, dtype=torch.bool)
-        real = real.to(visual.device)
-        globals_ = visual.new_zeros(b, d) if self.has_global else None
-        loss = None
-        for rows, compressed in found:
-            own = compressed.tokens.shape[1]
-            scale = weight[rows, of[rows]]
-            padded = F.pad(compressed.tokens * scale[:, None, None], (0, 0, 0, r - own))
-            tokens = tokens.index_copy(0, rows, padded.to(tokens.dtype))
-            real[rows, :own] = True if compressed.mask is None else compressed.mask
-            if compressed.globals is not None and globals_ is not None:
-                scaled = (compressed.globals * scale[:, None]).to(globals_.dtype)
-                globals_ = globals_.index_copy(0, rows, scaled)
-            if compressed.loss is not None:
-                share = compressed.loss * len(rows) / b
-                loss = share if loss is None else loss + share
-        return Compressed(tokens, globals_, None if bool(real.all()) else real, loss)
+
+def chosen(
+    parts: Iterable[nn.Module],
+    weight: Tensor,
+    visual: Tensor,
+    mask: Tensor | None,
+    question: Tensor | None,
+    has_global: bool,
+) -> Compressed:
+    """What the part with weight one makes of each image, times its weight `[b, parts]`."""
+    b, _, d = visual.shape
+    of = weight.argmax(-1)
+    found: list[tuple[Tensor, Compressed]] = []
+    for index, part in enumerate(parts):
+        rows = (of == index).nonzero()[:, 0]
+        if len(rows):
+            asked = None if question is None else question[rows]
+            seen = None if mask is None else mask[rows]
+            found.append((rows, part(visual[rows], seen, asked)))
+    r = max(compressed.tokens.shape[1] for _, compressed in found)
+    tokens, real = visual.new_zeros(b, r, d), torch.zeros(b, r, dtype=torch.bool)
+    real = real.to(visual.device)
+    globals_ = visual.new_zeros(b, d) if has_global else None
+    loss = None
+    for rows, compressed in found:
+        own = compressed.tokens.shape[1]
+        scale = weight[rows, of[rows]]
+        padded = F.pad(compressed.tokens * scale[:, None, None], (0, 0, 0, r - own))
+        tokens = tokens.index_copy(0, rows, padded.to(tokens.dtype))
+        real[rows, :own] = True if compressed.mask is None else compressed.mask
+        if compressed.globals is not None and globals_ is not None:
+            scaled = (compressed.globals * scale[:, None]).to(globals_.dtype)
+            globals_ = globals_.index_copy(0, rows, scaled)
+        if compressed.loss is not None:
+            share = compressed.loss * len(rows) / b
+            loss = share if loss is None else loss + share
+    return Compressed(tokens, globals_, None if bool(real.all()) else real, loss)

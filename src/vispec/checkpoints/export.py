@@ -10,6 +10,7 @@ from torch import nn
 
 from vispec.checkpoints.files import LICENCE_FILES, fetch, licence
 from vispec.checkpoints.registry import file_of
+from vispec.drafts.compression import compression_of
 from vispec.errors import CheckpointError
 
 FORMATS = ("vispec", "eagle", "eagle3", "medusa", "dflash", "dspark", "speculators")
@@ -43,6 +44,12 @@ def export(
     if form not in FORMATS:
         raise CheckpointError(
             name, f"cannot be exported as '{form}'", fix=f"Known are: {', '.join(FORMATS)}."
+        )
+    if compression_of(draft):
+        raise CheckpointError(
+            name,
+            f"has compressed matrices, for which the format '{form}' has no word",
+            fix="Export it as it was before, or save it with save_pretrained.",
         )
     if file is None or form not in forms:
         raise CheckpointError(
@@ -105,8 +112,12 @@ def write(draft: nn.Module, folder: str | os.PathLike[str], **extra: Any) -> str
     Raises:
         CheckpointError: for what is no draft of a known kind.
     """
-    form = own_format(draft)
-    export(draft, folder, form, **extra)
+    form, settings = own_format(draft), compression_of(draft)
+    if settings:
+        extra["compression"] = settings
+    file = file_of(draft)
+    assert file is not None
+    file.write(draft, folder, form, **extra)
     return form
 
 

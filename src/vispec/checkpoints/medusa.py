@@ -91,5 +91,5 @@ def _published(key: str, c: MedusaConfig) -> str:
     """`heads.i.layers.j.weight` and `heads.i.lm_head.weight`, as files have them."""
     _, head, part, *rest = key.split(".")
     if part == "lm_head":
-        return f"{head}.{c.layers}.{rest[-1]}"
-    return f"{head}.{rest[0]}.linear.{rest[-1]}"
+        return f"{head}.{c.layers}.{'.'.join(rest)}"
+    return f"{head}.{rest[0]}.linear.{'.'.join(rest[1:])}"

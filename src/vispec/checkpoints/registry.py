@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vispec.checkpoints import block, eagle3, medusa, vispec
 from vispec.checkpoints.files import read_config, read_tensors, tensor_headers
 from vispec.checkpoints.formats import Plan, Shapes, shapes_of
-from vispec.errors import CheckpointError
+from vispec.drafts.compression import reshape
+from vispec.errors import CheckpointError, SettingsError
 
 FILES: tuple[ModuleType, ...] = (block, eagle3, vispec, medusa)
 """Asked in this order."""
@@ -39,6 +42,11 @@ def plan(config: Mapping[str, Any], shapes: Shapes, name: str) -> Plan | None:
     Raises:
         CheckpointError: for a known format that says what vispec cannot do.
     """
+    settings = config.get("compression")
+    if settings is not None:
+        rest = {key: value for key, value in config.items() if key != "compression"}
+        whole = plan(rest, uncompressed(shapes), name)
+        return None if whole is None else compressed(whole, settings, name)
     for file in FILES:
         try:
             found: Plan | None = file.plan(config, shapes, name)
@@ -62,6 +70,44 @@ def plan(config: Mapping[str, Any], shapes: Shapes, name: str) -> Plan | None:
             fix="Known kinds are eagle3, dflash and dspark.",
         )
     return None
+
+
+def uncompressed(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """The shapes that a compressed draft's tensors would have; see `vispec.drafts.compression`."""
+    found: dict[str, tuple[int, ...]] = {}
+    for key, shape in shapes.items():
+        if key.endswith(".up.weight"):
+            inner = shapes.get(key.replace(".up.", ".down."), (0, 0))
+            found[key.replace(".up.", ".")] = (shape[0], inner[-1])
+        elif key.endswith(".up.bias"):
+            found[key.replace(".up.", ".")] = shape
+        elif not key.endswith((".down.weight", ".scale")):
+            found[key] = shape
+    return found
+
+
+def compressed(whole: Plan, settings: Any, name: str) -> Plan:
+    """The plan of a draft whose matrices have smaller forms.
+
+    Raises:
+        CheckpointError: for a form that there is not.
+    """
+    try:
+        with torch.device("meta"):
+            reshape(whole.network, settings, fill=False)
+    except (SettingsError, AttributeError) as error:
+        raise CheckpointError(name, f"is compressed in a way that is none: {error}") from error
+    published = {}
+    for key in whole.network.state_dict():
+        # `fc.up.weight` and `fc.scale` are named as `fc.weight` is.
+        for ending in (".up.weight", ".down.weight", ".up.bias", ".scale"):
+            base = f"{key.removesuffix(ending)}.weight"
+            if key.endswith(ending) and base in whole.published:
+                published[key] = whole.published[base].removesuffix(".weight") + ending
+                break
+        else:
+            published[key] = whole.published[key]
+    return replace(whole, published=published)
 
 
 def plan_of(

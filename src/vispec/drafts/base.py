@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vispec.decoding.tree import SampledShape, Tree, TreeShape
 from vispec.targets.base import Prefill, Prompt, Target
@@ -80,6 +80,11 @@ class DraftNoise(Protocol):
     def temperature(self) -> Tensor:
         """`[b]`, what the draft's logits are divided by before drawing."""
         ...
+
+
+def numbers_of(draft: nn.Module) -> Tensor:
+    """A parameter in the numbers that a network computes with: whole ones are only kept."""
+    return next(p for p in draft.parameters() if p.is_floating_point())
 
 
 def shared_misfits(draft: Any, target: Target) -> list[str]:

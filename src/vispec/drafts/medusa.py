@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vispec.decoding.tree import SampledShape, Tree, TreeShape
-from vispec.drafts.base import DraftNoise
+from vispec.drafts.base import DraftNoise, numbers_of
 from vispec.drafts.growth import grow_dynamic, grow_sampled
 from vispec.errors import DraftMismatchError
 from vispec.targets.base import Prefill, Prompt, Target
@@ -81,7 +81,7 @@ class MedusaDraft(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
+        return numbers_of(self).dtype
 
     def forward(self, feature: Tensor, head: nn.Module) -> Tensor:
         """`[…, k, V]` logits of every head from last hidden states `[…, d]`.

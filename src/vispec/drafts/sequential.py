@@ -23,6 +23,7 @@ from vispec.adapters.base import Adapter
 from vispec.decoding.cache import SlotCache
 from vispec.decoding.compilation import compiled
 from vispec.decoding.tree import Tree, TreeShape
+from vispec.drafts.base import numbers_of
 from vispec.drafts.growth import Expand, grow_dynamic
 from vispec.drafts.reading import Reading, Seen, read
 from vispec.drafts.sequential_session import SequentialSession
@@ -90,7 +91,7 @@ class SequentialDraft(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
+        return numbers_of(self).dtype
 
     def cache_shapes(self) -> list[tuple[int, int]]:
         """`(kv_heads, head_dim)` of every layer."""
@@ -155,7 +156,7 @@ class SequentialDraft(nn.Module):
 
     def _elsewhere(self, target: Target) -> list[str]:
         """Of a draft that has its weights already: numbers and devices that do not go together."""
-        own, found = next(self.parameters()), []
+        own, found = numbers_of(self), []
         if own.is_meta:
             return []
         if own.dtype != target.dtype:

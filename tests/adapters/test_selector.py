@@ -1,0 +1,53 @@
+"""The selector knows kinds by their means, and takes the part that was measured best."""
+
+from __future__ import annotations
+
+import torch
+
+import tiny
+from training.test_draft import sample
+from vispec.adapters import SelectorAdapter, build
+from vispec.drafts import EagleConfig, EagleDraft
+from vispec.training.draft import acceptance
+from vispec.training.selection import select
+
+PARTS = [{"kind": "pooling", "keep": 1}, {"kind": "pooling", "keep": 3}]
+
+
+def test_images_of_a_kind_go_to_its_best_part() -> None:
+    made = build({"kind": "selector", "parts": PARTS, "kinds": ["cats", "signs"]}, 6)
+    assert isinstance(made, SelectorAdapter)
+    torch.manual_seed(0)
+    cats, signs = torch.randn(2, 1, 1, 6)
+    shown = [kind + 0.3 * torch.randn(20, 5, 6) for kind in (cats, signs)]
+    keys = [SelectorAdapter.key(images[:10], None, None) for images in shown]
+    kind = torch.tensor([0] * 10 + [1] * 10)
+    made.fit(torch.cat(keys), kind, torch.tensor([[2.0, 3.0], [5.0, 1.0]]))
+    for images, keep in zip(shown, (3, 1), strict=True):
+        assert (made(images[10:]).counts() == keep).all()
+
+
+def test_what_is_asked_tells_kinds_apart_too() -> None:
+    made = build({"kind": "selector", "parts": PARTS, "kinds": ["read", "describe"]}, 6)
+    assert isinstance(made, SelectorAdapter)
+    torch.manual_seed(0)
+    visual, asked = torch.randn(1, 5, 6).expand(2, -1, -1), torch.randn(2, 6)
+    keys = SelectorAdapter.key(visual, None, asked)
+    made.fit(keys, torch.tensor([0, 1]), torch.eye(2))
+    assert made(visual, None, asked).counts().tolist() == [1, 3]
+
+
+def test_adapters_are_measured_on_every_kind_and_put_together() -> None:
+    torch.manual_seed(0)
+    target = tiny.target()
+    draft = EagleDraft(EagleConfig(tiny.HIDDEN, 48, 4, 2, tiny.VOCAB)).double().eval()
+    adapters = [build({"kind": "linear"}, tiny.HIDDEN).double(), build(PARTS[0], tiny.HIDDEN)]
+    kinds = {"a": [sample(30, 14, 2, i) for i in range(3)], "b": [sample(25, 9, 1, 9)]}
+    whole, measured = select(draft, adapters, target, kinds)
+    assert isinstance(whole.adapter, SelectorAdapter)
+    for row, samples in enumerate(kinds.values()):
+        for column, adapter in enumerate(adapters):
+            draft.adapter = adapter
+            alone = acceptance(draft, target, samples)["acceptance_length"]
+            assert abs(measured[row, column].item() - alone) < 1e-6
+    assert whole.adapter.best.tolist() == measured.argmax(1).tolist()
