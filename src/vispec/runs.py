@@ -10,17 +10,18 @@ from typing import Any
 from vispec.errors import VispecError
 
 
-def claim(folder: Path, facts: Mapping[str, Any]) -> None:
+def claim(folder: Path, facts: Mapping[str, Any], name: str = "run.json") -> None:
     """Keep a work folder to one run: make it, or check that what it holds is of this run.
 
     Args:
         folder: of results that a repeated command would take as its own.
         facts: what the results depend on, fit for JSON.
+        name: of the file that keeps them.
 
     Raises:
         VispecError: if the folder was claimed with other facts.
     """
-    path = folder / "run.json"
+    path = folder / name
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(facts, indent=1) + "\n")

@@ -29,6 +29,7 @@ EXAMPLES: dict[str, Any] = {
     "stacked": [POOLING, {"kind": "mlp", "inner": 8}],
     "query behind others": [{"kind": "transformer", "heads": 2, "inner": 8}, QUERY],
     "elastic": {"kind": "elastic", "parts": [POOLING, {"kind": "hidden"}, QUERY]},
+    "unified": {"kind": "unified", "width": 8, "parts": [{"kind": "pruning", "keep": 3}]},
     "selector": {"kind": "selector", "parts": [POOLING, QUERY], "kinds": ["one", "other"]},
 }
 

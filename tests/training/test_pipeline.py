@@ -18,8 +18,8 @@ from drafts.test_reading import ADAPTERS
 from vispec.drafts import Eagle3Draft, EagleDraft
 from vispec.drafts.medusa import MedusaDraft
 from vispec.errors import SettingsError, VispecError
-from vispec.training import pipeline
-from vispec.training.recipe import Recipe, recipe
+from vispec.training import auto, pipeline
+from vispec.training.recipe import DraftRecipe, Recipe, recipe
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +156,26 @@ def test_an_adapter_that_there_is_not_cannot_be_trained(
     stage = replace(whole.stages[0], train="adapter")
     with pytest.raises(SettingsError, match="there is no adapter"):
         pipeline.run_stage(tiny.draft(queries=None), tiny.target(), stage, [], [], tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_the_candidate_that_decodes_fastest_is_chosen(
+    target: Path, asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden, pooled = ADAPTERS["hidden"], ADAPTERS["pooling"]
+    whole = replace(
+        wanted(target, asked),
+        candidates=[DraftRecipe(adapter=hidden), DraftRecipe(adapter=pooled), DraftRecipe()],
+    )
+    best = auto.choose(whole, tmp_path, 0.03)
+    rows = json.loads((tmp_path / "auto.json").read_text())
+    fastest = max(rows, key=lambda row: row["tokens_per_s"])
+    assert len(rows) == 3
+    assert fastest["draft"]["adapter"] == best.adapter
+    # All of them learn from the same answers and features.
+    assert len(list(tmp_path.rglob("answers-*.parquet"))) == 3
+    assert len(list(tmp_path.rglob("features-*.safetensors"))) == 3
+    monkeypatch.setattr(auto, "speed", lambda engines, *_: [1.0, 3.0, 2.0])
+    assert auto.choose(whole, tmp_path, 0.03).adapter == pooled
+    with pytest.raises(SettingsError, match="1 candidates"):
+        auto.choose(replace(whole, candidates=whole.candidates[:1]), tmp_path, 1)

@@ -14,6 +14,7 @@ from vispec.adapters.resampler import ResamplerAdapter
 from vispec.adapters.selector import SelectorAdapter
 from vispec.adapters.stacked import StackedAdapter
 from vispec.adapters.transformer import TransformerAdapter
+from vispec.adapters.unified import UnifiedAdapter
 
 __all__ = [
     "KINDS",
@@ -31,6 +32,7 @@ __all__ = [
     "SelectorAdapter",
     "StackedAdapter",
     "TransformerAdapter",
+    "UnifiedAdapter",
     "build",
     "settings_of",
 ]

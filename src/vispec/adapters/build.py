@@ -19,6 +19,7 @@ from vispec.adapters.resampler import ResamplerAdapter
 from vispec.adapters.selector import SelectorAdapter
 from vispec.adapters.stacked import StackedAdapter
 from vispec.adapters.transformer import TransformerAdapter
+from vispec.adapters.unified import UnifiedAdapter
 from vispec.errors import SettingsError
 
 KINDS: dict[str, type[Adapter]] = {
@@ -34,8 +35,9 @@ KINDS: dict[str, type[Adapter]] = {
     "elastic": ElasticAdapter,
     "selector": SelectorAdapter,
     "stacked": StackedAdapter,
+    "unified": UnifiedAdapter,
 }
-"""What can be asked for; the last three are made of others, their `parts`."""
+"""What can be asked for; the last four are made of others, their `parts`."""
 
 
 def build(settings: Mapping[str, Any] | Sequence[Mapping[str, Any]], hidden_size: int) -> Adapter:
@@ -60,7 +62,9 @@ def build(settings: Mapping[str, Any] | Sequence[Mapping[str, Any]], hidden_size
     arguments: dict[str, Any] = {"hidden_size": hidden_size}
     if "parts" in given:
         given["settings"] = given["parts"]
-        given["parts"] = [build(part, hidden_size) for part in given["parts"]]
+        # A core is as wide as what its targets share.
+        inner = given.get("width", hidden_size)
+        given["parts"] = [build(part, inner) for part in given["parts"]]
     wanted = inspect.signature(KINDS[kind])
     arguments = {k: v for k, v in arguments.items() if k in wanted.parameters} | given
     try:

@@ -39,6 +39,12 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--init", metavar="DRAFT", help="a draft to begin with")
     parser.add_argument("--target", metavar="MODEL", help="in place of the recipe's target")
     parser.add_argument("--device", default="auto", help="where the target is put (auto)")
+    parser.add_argument(
+        "--auto",
+        type=float,
+        metavar="MINUTES",
+        help="first train the recipe's candidates for so long together, and take the fastest",
+    )
     parser.add_argument("--check", action="store_true", help="read the recipe, and stop")
     parser.add_argument("--list", action="store_true", help="name the recipes that come along")
     parser.set_defaults(run=run)
@@ -73,6 +79,12 @@ def run(options: argparse.Namespace) -> int:
     from vispec.training.pipeline import train
 
     command = shlex.join(["vispec", *sys.argv[1:]])
+    if options.auto:
+        from vispec.training.auto import choose
+
+        best = choose(recipe, options.out, options.auto, command=command, device=options.device)
+        screen.put(Text(f"fastest of {len(recipe.candidates)}: {best}"))
+        recipe = replace(recipe, draft=best)
     found = train(recipe, options.out, init=options.init, command=command, device=options.device)
     length = found["acceptance_length"]
     screen.put(Text(f"{options.out / 'draft'}: {length:.2f} tokens a pass, greedy chain, held out"))

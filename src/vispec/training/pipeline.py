@@ -3,7 +3,7 @@
 Everything lies in one folder and goes on where it was interrupted::
 
     answers/<source>/   what the target said
-    features/<source>/  what it saw, unless features are online
+    features/<layers>/<source>/   what it saw, unless features are online
     stages/<name>/      checkpoints, log.jsonl, and for tensorboard
     draft/              the draft, with a model card and provenance.json
     curves.png          losses and held-out acceptance
@@ -53,11 +53,13 @@ def train(
     init: str | None = None,
     command: str = "",
     device: str = "auto",
+    cache: Path | None = None,
 ) -> dict[str, float]:
     """Train a draft.
 
     Args:
         folder: of the run; see the module's text.
+        cache: of answers and features, which several runs may share; the run's own by default.
         init: a draft to begin with, such as that of the model that the target was tuned from.
         command: that asked for it, for provenance.
         device: of the target.
@@ -70,14 +72,16 @@ def train(
     """
     asked = {name: questions(source, name) for name, source in recipe.data.items()}
     target = load_target(recipe.target, device=device)
+    cache = cache or folder
     state = PartialState()
     with state.main_process_first():
-        claim(folder, _claimed(recipe, init, asked))
-    answers = gather(target, recipe, folder, asked, init)
+        claim(cache, _claimed(recipe, asked), "cache.json")
+        claim(folder, {"draft": asdict(recipe.draft), "init": init})
+    answers = gather(target, recipe, cache, asked, init)
     draft = begin(target, recipe, answers, init)
     layers = draft.feature_layers(target)
     data = {
-        name: look_up(target, recipe, folder, name, asked[name], answers[name], layers)
+        name: look_up(target, recipe, cache, name, asked[name], answers[name], layers)
         for name in asked
     }
     heldout = list(data[HELDOUT])
@@ -89,7 +93,7 @@ def train(
     draft.eval().requires_grad_(False)
     found = judge(heldout)
     if state.is_main_process:
-        finish(draft, recipe, folder, found, command, answers)
+        finish(draft, recipe, folder, found, provenance(command, cache / "answers"), answers)
     state.wait_for_everyone()
     return found
 
@@ -149,7 +153,7 @@ def look_up(
         raise SettingsError(f"none of the questions of '{name}' was answered")
     if recipe.features == "online":
         return Online(target, known, answers, layers)
-    place = folder / "features" / name
+    place = folder / "features" / "-".join(map(str, layers or ("last",))) / name
     state = PartialState()
     with state.main_process_first():
         store = collect(target, known, answers, place, layers=layers, precision=recipe.features)
@@ -255,7 +259,7 @@ def finish(
     recipe: Recipe,
     folder: Path,
     found: Mapping[str, float],
-    command: str,
+    origin: Mapping[str, Any],
     answers: Mapping[str, Answers],
 ) -> None:
     """Write the draft, its card, where it comes from, and the curves."""
@@ -287,21 +291,15 @@ def finish(
         "skipped": skipped,
         "heldout": dict(found),
     }
-    (out / "provenance.json").write_text(
-        json.dumps(provenance(command, folder / "answers") | facts, indent=2) + "\n"
-    )
+    (out / "provenance.json").write_text(json.dumps({**origin, **facts}, indent=2) + "\n")
     draw(folder / "stages", [stage.name for stage in recipe.stages], folder / "curves.png")
 
 
-def _claimed(
-    recipe: Recipe, init: str | None, asked: Mapping[str, Sequence[Question]]
-) -> dict[str, Any]:
+def _claimed(recipe: Recipe, asked: Mapping[str, Sequence[Question]]) -> dict[str, Any]:
     """What a folder's answers and features depend on."""
     return {
         "target": recipe.target,
-        "draft": asdict(recipe.draft),
         "features": recipe.features,
         "max_new_tokens": recipe.max_new_tokens,
-        "init": init,
         "questions": {name: len(group) for name, group in asked.items()},
     }

@@ -91,6 +91,7 @@ class Recipe:
         features: `online` works them out for every step; the others keep them in that precision.
         max_new_tokens: longest answer.
         max_batch: questions that are answered at the same time.
+        candidates: drafts that `--auto` chooses from.
     """
 
     target: str
@@ -101,6 +102,7 @@ class Recipe:
     seed: int = 0
     max_new_tokens: int = 512
     max_batch: int = 16
+    candidates: list[DraftRecipe] = field(default_factory=list)
 
     def check(self) -> None:
         """Raise `SettingsError` for what no type tells."""
@@ -122,11 +124,12 @@ class Recipe:
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise SettingsError(f"stages share a name: {', '.join(names)}")
-        if self.draft.adapter is not None:
-            # Of some width, to see whether its settings make sense.
-            build(self.draft.adapter, 64)
-        if self.draft.kind == "medusa" and self.draft.adapter is not None:
-            raise SettingsError("medusa's heads read no images", "Leave the adapter out.")
+        for draft in (self.draft, *self.candidates):
+            if draft.adapter is not None:
+                # Of some width, to see whether its settings make sense.
+                build(draft.adapter, 64)
+            if draft.kind == "medusa" and draft.adapter is not None:
+                raise SettingsError("medusa's heads read no images", "Leave the adapter out.")
 
 
 def read_recipe(path: Path) -> Recipe:

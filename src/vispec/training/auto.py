@@ -1,0 +1,82 @@
+"""Which draft pays: candidates are trained briefly, and the fastest decoding decides.
+
+Not the best loss, and not the longest acceptance: a draft that costs less may be worth more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from vispec.decoding.engine import Engine
+from vispec.errors import SettingsError
+from vispec.loading_drafts import load_draft
+from vispec.loading_targets import load_target
+from vispec.training.distill import Question
+from vispec.training.pipeline import HELDOUT, train
+from vispec.training.questions import questions
+from vispec.training.recipe import DraftRecipe, Recipe
+
+ASKED = 16
+"""Held-out questions that candidates are timed on."""
+
+
+def choose(
+    recipe: Recipe, folder: Path, minutes: float, *, command: str = "", device: str = "auto"
+) -> DraftRecipe:
+    """The candidate whose draft decodes fastest.
+
+    Args:
+        folder: of the run; candidates are trained in `candidates/` of it, from one cache.
+        minutes: of training, all candidates together; answers and features are not counted.
+
+    Raises:
+        SettingsError: if the recipe names fewer than two candidates.
+    """
+    if len(recipe.candidates) < 2:
+        raise SettingsError(
+            f"the recipe has {len(recipe.candidates)} candidates",
+            "Name two [[candidates]] or more.",
+        )
+    each = minutes / len(recipe.candidates)
+    whole = sum(stage.minutes or stage.steps for stage in recipe.stages)
+    stages = [
+        replace(stage, minutes=each * (stage.minutes or stage.steps) / whole, steps=0, patience=0)
+        for stage in recipe.stages
+    ]
+    folders = []
+    for number, draft in enumerate(recipe.candidates):
+        place = folder / "candidates" / str(number)
+        brief = replace(recipe, draft=draft, stages=stages)
+        train(brief, place, command=command, device=device, cache=folder)
+        folders.append(place / "draft")
+    asked = questions(recipe.data[HELDOUT], HELDOUT)[:ASKED]
+    target = load_target(recipe.target, device=device)
+    engines = []
+    for place in folders:
+        loaded, tree = load_draft(place, target)
+        engines.append(Engine(target, loaded, tree=tree))
+    speeds = speed(engines, asked, recipe.max_new_tokens)
+    rows = [
+        {"draft": asdict(draft), "tokens_per_s": value}
+        for draft, value in zip(recipe.candidates, speeds, strict=True)
+    ]
+    (folder / "auto.json").write_text(json.dumps(rows, indent=2) + "\n")
+    return recipe.candidates[max(range(len(speeds)), key=speeds.__getitem__)]
+
+
+def speed(engines: Sequence[Engine], asked: Sequence[Question], max_new_tokens: int) -> list[float]:
+    """Tokens a second of each, over whole answers, the engines by turns."""
+    tokens, seconds = [0] * len(engines), [0.0] * len(engines)
+    for engine in engines:  # what is slow the first time is not timed
+        engine.generate([asked[0].request(8, 0)])
+    for seed, question in enumerate(asked):
+        # In another order for every question.
+        for turn in range(len(engines)):
+            number = (turn + seed) % len(engines)
+            (result,) = engines[number].generate([question.request(max_new_tokens, seed)])
+            tokens[number] += result.stats.new_tokens
+            seconds[number] += result.stats.total_s
+    return [count / max(spent, 1e-9) for count, spent in zip(tokens, seconds, strict=True)]
