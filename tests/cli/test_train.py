@@ -129,3 +129,11 @@ def test_two_processes_train_the_draft_of_one(
     assert answers[0] == answers[1]
     facts = json.loads((tmp_path / "two" / "draft" / "provenance.json").read_text())
     assert "train" in facts["command"]
+
+
+def test_what_is_not_installed_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vispec.cli.options.find_spec", lambda name: None if name[0] == "p" else 1)
+    for command in (("train", "--list"), ("distill", "x", "--out", "y")):
+        ran = run(*command)
+        assert ran.code == 2
+        assert "pydantic, pyarrow: pip install 'vispec[train]'" in ran.err

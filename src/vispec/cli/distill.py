@@ -51,6 +51,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Read the questions, ask them, say how many were answered."""
+    shared.need_training()
     quiet_libraries()
     from vispec.errors import SettingsError
     from vispec.loading import load

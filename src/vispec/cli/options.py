@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from vispec.cli.terminal import quiet_libraries, warn
@@ -106,6 +107,13 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 def sampling(options: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments that `add_sampling` stands for."""
     return {name: getattr(options, name) for name in SAMPLING}
+
+
+def need_training() -> None:
+    """Raise `VispecError` where what training needs is not installed."""
+    missing = [name for name in ("accelerate", "pydantic", "pyarrow") if find_spec(name) is None]
+    if missing:
+        raise VispecError(f"training needs {', '.join(missing)}: pip install 'vispec[train]'")
 
 
 def draft_name(options: argparse.Namespace) -> str | None:

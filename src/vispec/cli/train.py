@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.text import Text
 
+from vispec.cli import options as shared
 from vispec.cli.terminal import Screen, quiet_libraries
 from vispec.errors import SettingsError
 
@@ -52,6 +53,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Read the recipe, train, say what is accepted."""
+    shared.need_training()
     quiet_libraries()
     from dataclasses import replace
 
