@@ -99,6 +99,14 @@ def test_the_log_has_the_loss_and_the_held_out_numbers(tmp_path: Path) -> None:
     assert lines[-1]["share"] == 1.0
 
 
+def test_every_evaluation_has_the_loss_before_it(tmp_path: Path) -> None:
+    chosen = settings(tmp_path, evaluate_s=0.0)
+    Trainer(fresh(), batches, loss, chosen, lambda model: {"heldout": 2.0}).run()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    steps = [[line["step"] for line in lines if name in line] for name in ("loss", "heldout")]
+    assert steps == [list(range(1, 13))] * 2
+
+
 def test_the_rate_warms_up_and_comes_down_by_the_share_of_the_budget() -> None:
     assert rate(0.05, 0.1, 0.05) == pytest.approx(0.5)
     assert rate(0.1, 0.1, 0.05) == pytest.approx(1.0)

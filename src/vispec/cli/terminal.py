@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -99,6 +100,8 @@ def quiet_libraries() -> None:
     # transformers imports torchao where it is installed, which tells what of it fits no processor.
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Norms in float32 of what autocast made in bfloat16 are as they should be.
+    warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

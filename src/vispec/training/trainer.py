@@ -200,7 +200,9 @@ class Trainer:
             progress.elapsed_s = self._elapsed()
             losses.append(value)
             ended = self.share >= 1.0
-            if ended or progress.elapsed_s - logged >= settings.log_s:
+            judged = ended or progress.elapsed_s - evaluated >= settings.evaluate_s
+            judged = judged and self.evaluate is not None
+            if ended or judged or progress.elapsed_s - logged >= settings.log_s:
                 self._log(
                     {
                         "loss": sum(losses) / len(losses),
@@ -210,7 +212,7 @@ class Trainer:
                     }
                 )
                 losses, logged, steps_logged = [], progress.elapsed_s, progress.step
-            if self.evaluate and (ended or progress.elapsed_s - evaluated >= settings.evaluate_s):
+            if judged:
                 self._evaluate()
                 progress.elapsed_s = logged = evaluated = self._elapsed()
                 steps_logged = progress.step
