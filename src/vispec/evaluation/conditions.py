@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from vispec.training import scenes
+from vispec.training.provenance import commit, git
 
 _SETTINGS = ("LD_PRELOAD", "GLIBC_TUNABLES", "GOMP_", "OMP_", "KMP_", "MKL_", "TORCHINDUCTOR_")
 """Beginnings of the environment variables that change how fast torch is."""
@@ -47,18 +47,10 @@ def source(*paths: str) -> dict[str, str]:
     """
     found = {}
     for path in paths:
-        if known := _git("rev-parse", "--short=12", f"HEAD:{path}"):
-            changed = _git("status", "--porcelain", "--", path)
+        if known := git("rev-parse", "--short=12", f"HEAD:{path}"):
+            changed = git("status", "--porcelain", "--", path)
             found[path] = f"{known} changed" if changed else known
     return found
 
 
-def commit() -> str:
-    """The commit that this is running from; empty outside a checkout."""
-    return _git("rev-parse", "--short=12", "HEAD")
-
-
-def _git(*words: str) -> str:
-    root = Path(__file__).resolve().parents[3]
-    done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=root)
-    return done.stdout.strip() if done.returncode == 0 else ""
+__all__ = ["commit", "conditions", "source"]

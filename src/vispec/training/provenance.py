@@ -29,18 +29,19 @@ def provenance(command: str, data: Path) -> dict[str, Any]:
     }
 
 
-def commit() -> str | None:
-    """Of the checkout that the package runs from; None where it is none."""
+def commit() -> str:
+    """The commit that this is running from; empty outside a checkout."""
+    return git("rev-parse", "--short=12", "HEAD")
+
+
+def git(*words: str) -> str:
+    """What git says of the checkout that this is running from; nothing outside one."""
+    root = Path(__file__).resolve().parents[3]
     try:
-        ran = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return ran.stdout.strip()
+        done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=root)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _version(name: str) -> str | None:
