@@ -26,6 +26,7 @@ QUERY = {"kind": "query", "heads": 4, "queries": 3}
 ADAPTERS: dict[str, Any] = {
     "none": None,
     "query": QUERY,
+    "query of other heads": {"kind": "query", "heads": 2, "queries": 3},
     "hidden": {"kind": "hidden"},
     "linear": {"kind": "linear"},
     "mlp": {"kind": "mlp", "inner": 8},

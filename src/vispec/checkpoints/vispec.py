@@ -125,7 +125,7 @@ def write(
     """
     c = draft.config
     queries = getattr(draft.adapter, "q", ())
-    own = draft.adapter if _is_own(draft.adapter) else None
+    own = draft.adapter if _is_own(draft) else None
     config = {
         "architectures": _architectures(draft),
         "model_type": "llama",
@@ -192,16 +192,19 @@ def _empty(config: Mapping[str, Any], shapes: Shapes, name: str) -> EagleDraft:
 
 def _published(draft: EagleDraft, key: str) -> str:
     """A parameter's name in files."""
-    if not key.startswith("adapter.") or _is_own(draft.adapter):
+    if not key.startswith("adapter.") or _is_own(draft):
         return key
     if draft.config.final_norm:
         return _NEMO.get(key, key.replace("adapter.", "img_adaptor.", 1))
     return key.replace("adapter.", "imadpt.", 1)
 
 
-def _is_own(adapter: Adapter | None) -> bool:
-    """Whether it is none of the published ones."""
-    return adapter is not None and not isinstance(adapter, QueryAdapter)
+def _is_own(draft: EagleDraft) -> bool:
+    """Whether its adapter is none of the published ones, which have the decoder's heads."""
+    adapter = draft.adapter
+    if isinstance(adapter, QueryAdapter):
+        return adapter.settings["heads"] != draft.config.num_attention_heads
+    return adapter is not None
 
 
 def _architectures(draft: EagleDraft) -> list[str]:
