@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vispec.adapters import Adapter, QueryAdapter, settings_of
+from vispec.adapters import QueryAdapter, settings_of
 from vispec.checkpoints.formats import (
     Plan,
     Shapes,
