@@ -28,6 +28,7 @@ from vispec.decoding.tree import TreeShape
 from vispec.drafts.hybrid import HybridDraft
 from vispec.drafts.lookup import LookupDraft
 from vispec.evaluation.conditions import commit, conditions
+from vispec.hub import save_pretrained
 from vispec.loading_drafts import load_draft
 from vispec.loading_targets import load_target
 from vispec.training import pipeline
@@ -207,7 +208,7 @@ def train_arm(
         pipeline.run_stage(
             draft, target, whole, [data[name] for name in stage.data], heldout, folder, recipe
         )
-    pipeline.save_pretrained(draft.to(torch.bfloat16).eval(), folder / "draft")
+    save_pretrained(draft.to(torch.bfloat16).eval(), folder / "draft")
 
 
 def measure(

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from vispec.checkpoints.files import locate, read_config, read_tensors, tensor_headers
+from vispec.checkpoints.files import locate, read_config, read_tensors
 from vispec.checkpoints.formats import advised_tree
-from vispec.checkpoints.registry import plan
+from vispec.checkpoints.registry import plan_at
 from vispec.decoding.tree import TreeShape
 from vispec.drafts.base import Draft, numbers_of
 from vispec.drafts.hybrid import HybridDraft
@@ -46,10 +46,8 @@ def load_draft(
         other, advice = load_draft(label.removesuffix(f"+{LOOKUP}"), target, pickled=pickled)
         return HybridDraft(other), advice
     name = locate(draft, "draft")
-    config = read_config(name)
-    shapes = {key: shape for key, shape, _ in tensor_headers(name, pickled=pickled)}
-    found = plan(config, shapes, label)
-    if found is None and config.get("model_type") in FAMILIES:
+    found = plan_at(name, label, pickled=pickled)
+    if found is None and read_config(name).get("model_type") in FAMILIES:
         return model_draft(name, target, pickled=pickled), None
     if found is None:
         raise CheckpointError(
@@ -86,17 +84,12 @@ def model_draft(name: Name, target: Target, *, pickled: bool = False) -> Languag
             fix="Give a draft, or a smaller model; draft=None decodes plainly.",
         )
     model = load_target(name, dtype=target.dtype, device=target.device, pickled=pickled)
+    draft: LanguageModelDraft
     if not same_vocabulary(model, target):
-        return _checked(UniversalDraft(model), target)
-    alike = model.model_type == target.model_type
-    return _checked(LanguageModelDraft(model, sees=alike and _shows(model)), target)
-
-
-def _shows(model: Target) -> bool:
-    return model.config is not model.text_config
-
-
-def _checked(draft: LanguageModelDraft, target: Target) -> LanguageModelDraft:
+        draft = UniversalDraft(model)
+    else:
+        alike = model.model_type == target.model_type
+        draft = LanguageModelDraft(model, sees=None if alike else False)
     draft.check(target)
     return draft
 

@@ -17,10 +17,9 @@ from vispec.checkpoints.files import (
     locate,
     pinned,
     read_config,
-    tensor_headers,
     unweighted,
 )
-from vispec.checkpoints.registry import plan
+from vispec.checkpoints.registry import plan_at
 from vispec.errors import CheckpointError, SamplingError
 from vispec.targets import Target, auto_class, family, wrap
 
@@ -67,8 +66,7 @@ def load_target(
     kind = family(model_type, os.fspath(target))
     options = {"attn_implementation": "sdpa"} | model_options
     # A missing or damaged file is named before anything is loaded.
-    shapes = {key: shape for key, shape, _ in tensor_headers(name, pickled=pickled)}
-    if plan(read_config(name), shapes, name) is not None:
+    if plan_at(name, name, pickled=pickled) is not None:
         raise CheckpointError(
             os.fspath(target), "is a draft, not a target", fix="Give it as the draft."
         )

@@ -39,6 +39,13 @@ class Compressed:
         return self.mask.sum(1)
 
 
+def mean_of(visual: Tensor, mask: Tensor | None) -> Tensor:
+    """`[b, d]`, the mean of each image's real tokens; shapes as of `Adapter.forward`."""
+    if mask is None:
+        return visual.mean(1)
+    return (visual * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+
 class Adapter(nn.Module):
     """Maps an image's embeddings to tokens for the draft and, optionally, one global vector.
 

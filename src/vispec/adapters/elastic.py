@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vispec.adapters.base import Adapter, Compressed
+from vispec.adapters.base import Adapter, Compressed, mean_of
 
 
 class ElasticAdapter(Adapter):
@@ -42,10 +42,7 @@ class ElasticAdapter(Adapter):
 
     def choice(self, visual: Tensor, mask: Tensor | None, question: Tensor | None) -> Tensor:
         """`[b, parts]` logits of the gate."""
-        if mask is None:
-            mean = visual.mean(1)
-        else:
-            mean = (visual * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        mean = mean_of(visual, mask)
         asked = torch.zeros_like(mean) if question is None else question
         return self.gate(torch.cat([mean, asked], -1))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vispec.adapters.base import Adapter, Compressed
+from vispec.adapters.base import Adapter, Compressed, mean_of
 from vispec.adapters.elastic import chosen
 
 
@@ -58,10 +58,7 @@ class SelectorAdapter(Adapter):
     @staticmethod
     def key(visual: Tensor, mask: Tensor | None, question: Tensor | None) -> Tensor:
         """`[b, 2 d]`: an image's mean, and what is asked, each of length one."""
-        if mask is None:
-            mean = visual.mean(1)
-        else:
-            mean = (visual * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        mean = mean_of(visual, mask)
         asked = torch.zeros_like(mean) if question is None else question
         return torch.cat([F.normalize(mean, dim=-1), F.normalize(asked, dim=-1)], -1)
 

@@ -110,6 +110,13 @@ def compressed(whole: Plan, settings: Any, name: str) -> Plan:
     return replace(whole, published=published)
 
 
+def plan_at(place: str, label: str, *, pickled: bool = False) -> Plan | None:
+    """As `plan_of`, but None for what is no draft of a known format."""
+    config = read_config(place)
+    shapes = {key: shape for key, shape, _ in tensor_headers(place, pickled=pickled)}
+    return plan(config, shapes, label)
+
+
 def plan_of(
     name: str | os.PathLike[str], label: str | None = None, *, pickled: bool = False
 ) -> Plan:
@@ -124,9 +131,7 @@ def plan_of(
         CheckpointError: if it is no draft of a known format.
     """
     place = os.fspath(name)
-    config = read_config(place)
-    shapes = {key: shape for key, shape, _ in tensor_headers(place, pickled=pickled)}
-    found = plan(config, shapes, label or place)
+    found = plan_at(place, label or place, pickled=pickled)
     if found is None:
         raise CheckpointError(
             label or place,

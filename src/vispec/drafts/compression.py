@@ -22,6 +22,12 @@ FORMS = ("int8", "low_rank")
 Module = TypeVar("Module", bound=nn.Module)
 
 
+def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows `[…, n]` as int8, the largest number of each as 127, and their scales `[…, 1]`."""
+    scale = rows.float().abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
+    return (rows / scale).round().to(torch.int8), scale
+
+
 class Int8Linear(nn.Module):
     """A matrix `[o, i]` of int8, and one scale for each output."""
 
@@ -35,9 +41,7 @@ class Int8Linear(nn.Module):
     def of(cls, linear: nn.Linear) -> Int8Linear:
         """Rounded to nearest, the largest number of each output to 127."""
         made = cls(linear.in_features, linear.out_features, linear.bias is not None)
-        weight = linear.weight.detach().float()
-        scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
-        made.weight.data = (weight / scale).round().to(torch.int8)
+        made.weight.data, scale = rounded(linear.weight.detach().float())
         made.scale.data = scale.to(linear.weight.dtype)
         if linear.bias is not None and made.bias is not None:
             made.bias.data = linear.bias.detach().clone()

@@ -23,6 +23,23 @@ attends to.
 """
 
 
+def grow(
+    root: Tensor,
+    logits: Tensor,
+    expand: Expand,
+    shape: TreeShape | SampledShape,
+    noise: DraftNoise | None,
+    token_map: Tensor | None = None,
+    vocabulary: int = 0,
+) -> Tree:
+    """A tree of either shape; arguments as of `grow_dynamic` and `grow_sampled`."""
+    if isinstance(shape, TreeShape):
+        return grow_dynamic(root, logits, expand, shape, token_map)
+    if noise is None:
+        raise ValueError("sampled trees need the noise to draw them with")
+    return grow_sampled(root, logits, expand, shape, noise, token_map, vocabulary)
+
+
 def grow_dynamic(
     root: Tensor,
     logits: Tensor,

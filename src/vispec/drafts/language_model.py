@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vispec.decoding.tree import SampledShape, Tree, TreeShape, ancestor_mask
 from vispec.drafts.base import DraftNoise
-from vispec.drafts.growth import Expand, grow_dynamic, grow_sampled
+from vispec.drafts.growth import Expand, grow
 from vispec.errors import DraftMismatchError
 from vispec.targets.base import Prefill, Prompt, Target
 
@@ -106,11 +106,7 @@ class LanguageModelSession:
         def expand(token: Tensor, origin: Tensor, seen: Tensor) -> Tensor:
             return self._fitted(further(token, origin, seen))
 
-        if isinstance(shape, TreeShape):
-            return grow_dynamic(roots, first, expand, shape)
-        if noise is None:
-            raise ValueError("sampled trees need the noise to draw them with")
-        return grow_sampled(roots, first, expand, shape, noise)
+        return grow(roots, first, expand, shape, noise)
 
     def _fitted(self, logits: Tensor) -> Tensor:
         """With as many entries as the target's head has: families pad them differently."""

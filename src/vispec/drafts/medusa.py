@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from vispec.decoding.tree import SampledShape, Tree, TreeShape
 from vispec.drafts.base import DraftNoise, numbers_of
-from vispec.drafts.growth import grow_dynamic, grow_sampled
+from vispec.drafts.growth import grow
 from vispec.errors import DraftMismatchError
 from vispec.targets.base import Prefill, Prompt, Target
 
@@ -141,10 +141,7 @@ class MedusaSession:
 
         if isinstance(shape, TreeShape):
             shape = replace(shape, depth=min(shape.depth, count))
-            return grow_dynamic(roots, logits[:, 0], expand, shape)
-        if noise is None:
-            raise ValueError("sampled trees need the noise to draw them with")
-        return grow_sampled(roots, logits[:, 0], expand, shape, noise)
+        return grow(roots, logits[:, 0], expand, shape, noise)
 
     def advance(
         self, nodes: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], features: Tensor

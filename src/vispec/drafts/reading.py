@@ -81,6 +81,20 @@ class _Images:
     start: Tensor
 
 
+def own_words(words: Tensor, embeddings: Tensor, image_index: Tensor) -> Tensor:
+    """What a draft with a token embedding of its own reads in place of the decoder's inputs.
+
+    Of another width than the target's, it knows images by their placeholders alone.
+
+    Args:
+        words: `[t, w]` its own embeddings of the tokens.
+        embeddings: `[t, d]` the decoder's inputs.
+        image_index: `[t]`, -1 for text.
+    """
+    shown = (image_index >= 0) & (words.shape[-1] == embeddings.shape[-1])
+    return torch.where(shown[:, None], embeddings, words) if shown.any() else words
+
+
 def read(draft: SequentialDraft, seen: Sequence[Seen]) -> Reading:
     """Lay out texts, each as if it were alone."""
     words = torch.cat([one.embeddings[1:] for one in seen])

@@ -14,8 +14,8 @@ from torch import Tensor
 from vispec.decoding.cache import SlotCache
 from vispec.decoding.tree import SampledShape, Tree, TreeShape
 from vispec.drafts.base import DraftNoise
-from vispec.drafts.growth import grow_sampled
-from vispec.drafts.reading import Seen
+from vispec.drafts.growth import grow
+from vispec.drafts.reading import Seen, own_words
 from vispec.targets.base import Prefill, Prompt, Target
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ class SequentialSession:
         device, embeddings = self.hidden.device, prefill.embeddings
         if self.draft.embed_tokens is not None:
             words = self.embedding(torch.tensor(prompt.ids, device=device))
-            # Of another width than the target's, a draft knows images by their placeholders alone.
-            shown = (prefill.image_index >= 0) & (words.shape[-1] == embeddings.shape[-1])
-            embeddings = torch.where(shown[:, None], embeddings, words) if shown.any() else words
+            embeddings = own_words(words, embeddings, prefill.image_index)
         following = self.embedding(torch.tensor([token], device=device))
         index = torch.cat([prefill.image_index, prefill.image_index.new_full((1,), -1)])
         embeddings = torch.cat([embeddings, following.to(embeddings.dtype)])
@@ -78,13 +76,9 @@ class SequentialSession:
         models = self.embedding, self.head, self.cache
         if isinstance(shape, TreeShape):
             return self.draft.grow(roots, hidden, globals_, position, shape, *models)
-        if noise is None:
-            raise ValueError("sampled trees need the noise to draw them with")
         expand = self.draft.expander(hidden, globals_, position, *models)
         first = self.draft.logits(hidden, self.head)
-        return grow_sampled(
-            roots, first, expand, shape, noise, self.draft.token_map, self.vocabulary
-        )
+        return grow(roots, first, expand, shape, noise, self.draft.token_map, self.vocabulary)
 
     def advance(
         self, nodes: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], features: Tensor

@@ -417,28 +417,29 @@ class Target:
         Returns:
             logits `[b, n, V]`.
         """
+        mask = cache.attention_mask(seen, self.dtype)
         with attending(self.text_config, self.tree_attention):
-            hidden = self.decoder(
-                input_ids=self.input_tokens(token),
-                position_ids=cache.next_position[:, None] + depth,
-                attention_mask=cache.attention_mask(seen, self.dtype),
-                **with_cache(self.decoder, cache),
-                use_cache=True,
-            ).last_hidden_state
+            hidden = self._nodes_pass(token, depth, mask, cache)
         return self.logits(hidden)
 
     def _tree_pass(
         self, token: Tensor, depth: Tensor, parent: Tensor, max_depth: int, cache: SlotCache
     ) -> tuple[Tensor, Tensor]:
         """`(logits [b, n, V], hidden [b, n, d])` of a tree in the cache's window."""
-        hidden = self.decoder(
-            input_ids=self.input_tokens(token.clamp(min=0)),
+        mask = self._tree_mask(ancestor_mask(parent, max_depth), depth, cache)
+        hidden = self._nodes_pass(token.clamp(min=0), depth, mask, cache)
+        return self.logits(hidden), hidden
+
+    def _nodes_pass(self, token: Tensor, depth: Tensor, mask: Any, cache: SlotCache) -> Tensor:
+        """`[b, n, d]` of tokens in the cache's window, so far below its kept ones."""
+        hidden: Tensor = self.decoder(
+            input_ids=self.input_tokens(token),
             position_ids=cache.next_position[:, None] + depth,
-            attention_mask=self._tree_mask(ancestor_mask(parent, max_depth), depth, cache),
+            attention_mask=mask,
             **with_cache(self.decoder, cache),
             use_cache=True,
         ).last_hidden_state
-        return self.logits(hidden), hidden
+        return hidden
 
     def _tree_mask(
         self, block: Tensor, depth: Tensor, cache: SlotCache

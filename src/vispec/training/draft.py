@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from vispec.drafts.reading import Seen
+from vispec.drafts.reading import Seen, own_words
 from vispec.drafts.sequential import SequentialDraft
 from vispec.targets.base import Target
 from vispec.training.chains import walked
@@ -100,7 +100,7 @@ class Stage(nn.Module):
         target, head = self._frozen
         asked = _Asked.of(samples, self.draft, target)
         passes = unroll(self.draft, asked, self.self_fed, self.noise)
-        total: Tensor = asked.own_loss(passes)
+        total = asked.hidden.new_zeros(()) if passes.loss is None else passes.loss
         numbers: dict[str, float] = {}
         scale = sum(self.decay**turn for turn in range(self.self_fed + 1))
         for turn, guesses in enumerate(passes.guesses):
@@ -123,7 +123,6 @@ class _Asked:
 
     Attributes:
         seen: what the draft reads of each.
-        first: `[b]` position of each answer's first token.
         real: `[b, a]`, which positions there are.
         place: `[a]`, counted from an answer's first.
         words: `[b, a, d]` embeddings at the answer's positions.
@@ -134,7 +133,6 @@ class _Asked:
     """
 
     seen: list[Seen]
-    first: Tensor
     real: Tensor
     place: Tensor
     words: Tensor
@@ -151,9 +149,7 @@ class _Asked:
             embeddings = sample.embeddings.to(device, dtype)
             if draft.embed_tokens is not None:
                 own = draft.embed_tokens(sample.ids.to(device))
-                embeddings = torch.where(
-                    sample.image_index[:, None].to(device) < 0, own, embeddings
-                )
+                embeddings = own_words(own, embeddings, sample.image_index.to(device))
             features, index = sample.features[:-1].to(device, dtype), sample.image_index.to(device)
             seen.append(Seen(embeddings, features, index, sample.answer_start))
             words.append(embeddings[sample.answer_start :])
@@ -169,7 +165,6 @@ class _Asked:
             true_logits = true_logits[:, draft.token_map]
         return cls(
             seen,
-            torch.tensor([sample.answer_start for sample in samples], device=device),
             real,
             place,
             pad_sequence(words, True),
@@ -178,9 +173,6 @@ class _Asked:
             pad_sequence([sample.tokens.to(device) for sample in samples], True, -1),
             [sample.positions.to(device) for sample in samples],
         )
-
-    def own_loss(self, passes: Passes) -> Tensor:
-        return self.hidden.new_zeros(()) if passes.loss is None else passes.loss
 
 
 @dataclass(frozen=True)

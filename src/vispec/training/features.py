@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vispec.decoding.tree import Tree
+from vispec.drafts.compression import rounded
 from vispec.targets.base import Target
 from vispec.training.distill import Answer, Question
 from vispec.training.progress import Progress
@@ -288,5 +289,5 @@ def _packed(value: Tensor, precision: Precision) -> dict[str, Tensor]:
     """What is kept of numbers `[n, …]`, by the end of its name."""
     if precision != "int8":
         return {"": value.to(getattr(torch, precision))}
-    scale = value.float().abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
-    return {"": (value / scale).round().to(torch.int8), ".scale": scale}
+    whole, scale = rounded(value)
+    return {"": whole, ".scale": scale}

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from vispec.drafts.medusa import MedusaDraft
 from vispec.targets import Target
 from vispec.training.chains import walked
-from vispec.training.draft import frozen
+from vispec.training.draft import Stage, frozen
 from vispec.training.features import Sample
 from vispec.training.losses import Guess, accuracy, weighted
 
@@ -44,10 +44,7 @@ class MedusaStage(nn.Module):
         self.draft, self.loss, self.decay = draft, weighted(losses), decay
         self._frozen = target, frozen(target.head)
 
-    @staticmethod
-    def weight(samples: Sequence[Sample]) -> int:
-        """How many positions the mean loss of a batch is taken over."""
-        return sum(len(sample.tokens) for sample in samples)
+    weight = staticmethod(Stage.weight)
 
     def forward(self, samples: Sequence[Sample]) -> tuple[Tensor, dict[str, float]]:
         """The mean loss over all answer positions, and the share of tokens guessed right."""
@@ -80,10 +77,7 @@ def medusa_acceptance(
     """What greedy chains would have accepted of answers; see `vispec.training.chains`."""
     depth = min(depth, draft.config.heads)
     # The first chain begins at the answer's first token, whose hidden state is the prompt's last.
-    begun = [
-        sample.hidden[sample.answer_start - 1 : -1].to(_device(draft), draft.dtype)
-        for sample in samples
-    ]
+    begun = [_answered(sample, draft)[:-1] for sample in samples]
     tokens = pad_sequence([sample.tokens for sample in samples], True, -1)
     real = pad_sequence([torch.ones_like(sample.tokens) for sample in samples], True).bool()
     right = torch.zeros(*tokens.shape, depth, dtype=torch.bool)
@@ -98,8 +92,4 @@ def medusa_acceptance(
 
 def _answered(sample: Sample, draft: MedusaDraft) -> Tensor:
     """Hidden states from the prompt's last on, which the answer's first token was said behind."""
-    return sample.hidden[sample.answer_start - 1 :].to(_device(draft), draft.dtype)
-
-
-def _device(draft: MedusaDraft) -> torch.device:
-    return next(draft.parameters()).device
+    return sample.hidden[sample.answer_start - 1 :].to(next(draft.parameters()).device, draft.dtype)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch import nn
+from torch.utils.data import ConcatDataset
 
 from vispec.checkpoints.registry import read
 from vispec.decoding.engine import Engine
@@ -36,7 +37,7 @@ from vispec.training.curves import draw
 from vispec.training.distill import Answers, Question, distill, read_answers
 from vispec.training.draft import Stage, acceptance, batches, split
 from vispec.training.drafts import frequent, new_draft
-from vispec.training.features import Online, Sample, Store, collect
+from vispec.training.features import Online, Sample, collect
 from vispec.training.medusa import MedusaStage, medusa_acceptance
 from vispec.training.provenance import provenance
 from vispec.training.questions import questions
@@ -159,24 +160,7 @@ def look_up(
         store = collect(target, known, answers, place, layers=layers, precision=recipe.features)
     if state.is_main_process:
         print(f"features of {name}: {store.bytes_per_token:.0f} bytes a position", flush=True)
-    return Store(place, target)
-
-
-class _Joined(Sequence[Sample]):
-    """Several sequences one behind the other."""
-
-    def __init__(self, parts: Sequence[Sequence[Sample]]) -> None:
-        self.parts = parts
-
-    def __len__(self) -> int:
-        return sum(map(len, self.parts))
-
-    def __getitem__(self, index: Any) -> Any:
-        for part in self.parts:
-            if index < len(part):
-                return part[index]
-            index -= len(part)
-        raise IndexError(index)
+    return store
 
 
 def run_stage(
@@ -213,9 +197,11 @@ def run_stage(
             decay=stage.decay,
         )
     judge = judged_by(draft, target)
+    parts: Any = data
+    whole: Any = ConcatDataset(parts)
     Trainer(
         module,
-        batches(_Joined(data), stage.batch, recipe.seed, stage.positions),
+        batches(whole, stage.batch, recipe.seed, stage.positions),
         lambda model, samples: model(samples),
         Settings(
             folder / "stages" / stage.name,

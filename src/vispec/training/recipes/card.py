@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from vispec.training.curves import read_log
 
 LICENCE = """The weights in this folder are for research use only.
 
@@ -29,7 +30,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def judged(work: Path, phase: str, name: str, points: int) -> list[dict[str, Any]]:
     """The lines of a phase's log that have `name`, at most `points` of them and the last."""
-    lines = [line for line in _log(work, phase) if name in line]
+    lines = [line for line in read_log(work / phase) if name in line]
     every = max(1, -(-len(lines) // points))
     return [line for i, line in enumerate(lines) if (len(lines) - 1 - i) % every == 0]
 
@@ -38,13 +39,7 @@ def training_of(work: Path, phases: Iterable[str]) -> str:
     """One line a phase, from `<work>/<phase>/log.jsonl`; a phase without a log is left out."""
     lines = []
     for phase in phases:
-        if log := _log(work, phase):
+        if log := read_log(work / phase):
             last = log[-1]
             lines.append(f"* {phase}: {last['step']} steps in {last['elapsed_s'] / 60:.1f} minutes")
     return "\n".join(lines)
-
-
-def _log(work: Path, phase: str) -> list[dict[str, Any]]:
-    """What a phase's training wrote down; empty without a log."""
-    path = work / phase / "log.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
