@@ -2,30 +2,40 @@
 
     python benchmarks/drafts_compared.py --data DIR --work DIR --out benchmarks/results/drafts.json
 
-Every arm is trained for the same minutes on the same answers and features, from the same seeds;
-then all of them answer the same held-out questions by turns, plainly decoded answers among them.
-Everything resumes: an arm that is trained is not trained again, a question that all have answered
-is not asked again, and the result is written anew after every one. What was measured of every
+Every arm is trained for the same minutes of one core, on the same answers and features, with the
+same seeds and no trial runs; then the four adapters that lead get two further seeds. All of them
+answer the same held-out questions by turns, plainly decoded answers among them.
+
+`--part 1/2` and `--part 2/2`, at once, train half of the arms each; without it, what is not yet
+trained is trained, and everything measured. All of it resumes: an arm that is trained is not
+trained again, a question that all have answered is not asked again, and what was measured of every
 single answer is kept, so that differences can be judged question by question.
 
-Run it where nothing else runs: training may be disturbed, but what is timed at the end may not.
+Run it where nothing else does: its last part, above all, where answers are timed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from small_model import Small, train_small
+from vispec.checkpoints.registry import read
 from vispec.decoding.engine import Engine
+from vispec.decoding.planner import fastest_tree
 from vispec.decoding.tree import TreeShape
+from vispec.drafts.compression import compress
 from vispec.drafts.hybrid import HybridDraft
+from vispec.drafts.language_model import LanguageModelDraft
 from vispec.drafts.lookup import LookupDraft
 from vispec.evaluation.conditions import commit, conditions
 from vispec.hub import save_pretrained
@@ -37,34 +47,22 @@ from vispec.training.distill import Question, distill
 from vispec.training.drafts import new_draft
 from vispec.training.features import Sample, Store, collect
 from vispec.training.recipe import DraftRecipe, Recipe, StageRecipe
-from vispec.training.recipes import embedded_draft as questions_of
+from vispec.training.recipes import embedded_draft
+from vispec.training.recipes import embedded_questions as questions_of
+from vispec.training.selection import select
 
 LAYERS = (2, 16, 29)
 """Features that EAGLE-3 and fused drafts read; the last hidden states are kept beside them."""
 TREE = TreeShape(8, 5, 2)
-QUERY = {"kind": "query", "heads": 6, "queries": 2}
+CANDIDATES = (TreeShape.chain(2), TreeShape.chain(4), TREE, TreeShape(12, 6, 3))
+ALONE = "resampler alone, on pooling's draft"
+QUERY = {"kind": "query", "heads": 3, "queries": 2}
 MLP = {"kind": "mlp", "inner": 96}
 POOLING = {"kind": "pooling", "keep": 16}
 PRUNING = {"kind": "pruning", "keep": 16}
 CONVOLUTION = {"kind": "convolution", "stride": 9}
-RESAMPLER = {"kind": "resampler", "heads": 6, "queries": 16, "inner": 384}
-TEXT = StageRecipe(
-    name="text",
-    data=["text"],
-    losses={"features": 1.0, "soft_cross_entropy": 0.1, "ranking": 0.01},
-    learning_rate=1e-3,
-    minutes=0.05,
-    noise=0.1,
-)
-SHOWN = StageRecipe(
-    name="multimodal",
-    data=["multimodal"],
-    losses={"probability": 10.0, "ranking": 0.1},
-    learning_rate=5e-4,
-    minutes=0.95,
-    noise=0.1,
-    self_fed=1,
-)
+RESAMPLER = {"kind": "resampler", "heads": 3, "queries": 16, "inner": 384}
+TEXT, SHOWN = embedded_draft.stages("vispec", 0.05, 0.95)
 TOKENS = {"soft_cross_entropy": 1.0}
 
 
@@ -74,29 +72,31 @@ class Arm:
 
     Attributes:
         group: what it is compared in: `adapters`, `training` or `kinds`.
+        draft: what a recipe calls a draft, or a small model that drafts.
+        start: the arm whose trained draft it begins with, with an adapter of its own.
     """
 
     group: str
-    draft: DraftRecipe
+    draft: DraftRecipe | Small
     stages: tuple[StageRecipe, ...] = (TEXT, SHOWN)
-    seeds: int = 1
+    start: str = ""
     layered: bool = False
 
 
-def with_adapter(adapter: Any, seeds: int = 1) -> Arm:
-    return Arm("adapters", DraftRecipe(adapter=adapter), seeds=seeds)
+def with_adapter(adapter: Any) -> Arm:
+    return Arm("adapters", DraftRecipe(adapter=adapter))
 
 
 VISPEC = DraftRecipe(adapter=QUERY)
 ARMS: dict[str, Arm] = {
-    "query": with_adapter(QUERY, seeds=3),
-    "none": with_adapter(None, seeds=3),
-    "hidden": with_adapter({"kind": "hidden"}, seeds=3),
-    "pooling": with_adapter(POOLING, seeds=3),
+    "query": with_adapter(QUERY),
+    "none": with_adapter(None),
+    "hidden": with_adapter({"kind": "hidden"}),
+    "pooling": with_adapter(POOLING),
     "linear": with_adapter({"kind": "linear"}),
     "mlp of 2": with_adapter(MLP),
     "mlp of 3": with_adapter({**MLP, "layers": 3}),
-    "transformer": with_adapter({"kind": "transformer", "heads": 6, "inner": 384}),
+    "transformer": with_adapter({"kind": "transformer", "heads": 3, "inner": 384}),
     "pruning": with_adapter(PRUNING),
     "convolution": with_adapter(CONVOLUTION),
     "resampler": with_adapter(RESAMPLER),
@@ -111,6 +111,12 @@ ARMS: dict[str, Arm] = {
     "three self-fed passes": Arm("training", VISPEC, (TEXT, replace(SHOWN, self_fed=3))),
     "fused features": Arm(
         "training", DraftRecipe(adapter=QUERY, aux_layers=[*LAYERS]), layered=True
+    ),
+    ALONE: Arm(
+        "training",
+        DraftRecipe(adapter=RESAMPLER),
+        (replace(SHOWN, minutes=1.0, train="adapter"),),
+        start="pooling",
     ),
     "text alone": Arm("kinds", DraftRecipe(), (replace(TEXT, minutes=1.0),)),
     "eagle3": Arm(
@@ -130,18 +136,20 @@ ARMS: dict[str, Arm] = {
         DraftRecipe(kind="medusa", heads=5),
         (replace(SHOWN, losses=TOKENS, decay=0.8, minutes=1.0, learning_rate=1e-3, noise=0.0),),
     ),
+    "small model": Arm("kinds", Small(), ()),
+    "small model, blind": Arm("kinds", Small(sees=False), ()),
 }
 
 
-@dataclass
-class Measured:
-    """Of one way of answering: numbers of every question, in their order."""
-
-    tokens: list[int] = field(default_factory=list)
-    passes: list[int] = field(default_factory=list)
-    draft_s: list[float] = field(default_factory=list)
-    verify_s: list[float] = field(default_factory=list)
-    total_s: list[float] = field(default_factory=list)
+COUNTS = ("new_tokens", "target_passes", "drafted_tokens")
+TIMES = ("vision_s", "prefill_s", "read_s", "draft_s", "verify_s", "overhead_s")
+"""What is kept of every answer's `Stats`."""
+SAME = "same_text"
+"""Whether it is that of plain decoding."""
+Measured = dict[str, list[Any]]
+"""Of a way of drafting: each of these, for every question in their order."""
+Trained = tuple[str, int, Path]
+"""An arm's name, its seed, and its folder."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -152,34 +160,73 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the photographs")
     parser.add_argument("--work", type=Path, required=True, help="answers, features, drafts")
     parser.add_argument("--out", type=Path, required=True, help="the result")
-    parser.add_argument("--minutes", type=float, default=12, help="of training an arm (12)")
+    parser.add_argument("--minutes", type=float, default=20, help="of one core, for an arm (20)")
     parser.add_argument("--scenes", type=int, default=9000, help="scene questions (9000)")
     parser.add_argument("--photos", type=int, default=8000, help="photograph questions (8000)")
     parser.add_argument("--texts", type=int, default=4000, help="questions without image (4000)")
     parser.add_argument("--heldout", type=int, default=192, help="to judge training by (192)")
     parser.add_argument("--asked", type=int, default=240, help="questions that are timed (240)")
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
+    parser.add_argument("--leaders", type=int, default=4, help="adapters with three seeds (4)")
+    parser.add_argument("--part", default="1/1", metavar="K/N", help="of the arms, to train alone")
     options = parser.parse_args(argv)
+    part, parts = (int(number) for number in options.part.split("/"))
 
     target = load_target(options.target, dtype="float32")
-    stores = prepare(target, options)
-    trained = []
-    for name in options.arms:
-        for seed in range(ARMS[name].seeds):
-            folder = options.work / "arms" / f"{name.replace(' ', '-')}-{seed}"
-            train_arm(target, ARMS[name], seed, stores, folder, options.minutes)
-            trained.append((name, seed, folder))
-    measure(target, trained, options)
+    stores = {name: options.work / "features" / name for name in ("heldout", "text", "multimodal")}
+    if part == 1:
+        prepare(target, options, stores)
+    until(options.work / "prepared")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    trained: list[Trained] = []
+    for runs in (first_seeds, further_seeds):
+        trained += (now := runs(options))
+        for one in now[part - 1 :: parts]:
+            train_arm(target, one, stores, options)
+    torch.set_num_threads(threads)
+    if parts == 1:
+        measure(target, trained, options)
 
 
-def prepare(target: Any, options: argparse.Namespace) -> dict[str, Path]:
-    """Answers and features; folders of the latter by name."""
+def first_seeds(options: argparse.Namespace) -> list[Trained]:
+    """Every arm once."""
+    return [(name, 0, arm_folder(options, name, 0)) for name in options.arms]
+
+
+def further_seeds(options: argparse.Namespace) -> list[Trained]:
+    """Of the adapters that lead; waits until all of them are trained."""
+    first = [one for one in first_seeds(options) if ARMS[one[0]].group == "adapters"]
+    for _, _, folder in first:
+        until(folder / "draft")
+    lengths = {
+        name: read_log(folder / "stages" / SHOWN.name)[-1]["heldout_acceptance_length"]
+        for name, _, folder in first
+    }
+    best = sorted(lengths, key=lengths.__getitem__, reverse=True)[: options.leaders]
+    return [(name, seed, arm_folder(options, name, seed)) for name in best for seed in (1, 2)]
+
+
+def arm_folder(options: argparse.Namespace, name: str, seed: int) -> Path:
+    work: Path = options.work
+    return work / "arms" / f"{re.sub('[^a-z0-9]+', '-', name)}-{seed}"
+
+
+def until(path: Path) -> Path:
+    """It, once it is there: another part may be making it."""
+    while not path.exists():
+        print(f"waiting for {path}", flush=True)
+        time.sleep(20)
+    return path
+
+
+def prepare(target: Any, options: argparse.Namespace, stores: Mapping[str, Path]) -> None:
+    """Answers, and features in their folders."""
     mixed = (0.0, 0.0, 1.0)
     asked = questions_of.scene_questions(options.scenes, "train", 5_000_000, mixed)
     asked += questions_of.photo_questions(options.data, options.photos, "train", mixed)
     unseen = questions_of.scene_questions(options.heldout * 2 // 3, "heldout", 9_000_000, (0.0,))
     unseen += questions_of.photo_questions(options.data, options.heldout // 3, "heldout", (0.0,))
-    found = {}
     helper, tree = load_draft("embedded", target)
     engine = Engine(target, helper, tree=tree, max_batch=32)
     for name, group in (
@@ -188,20 +235,29 @@ def prepare(target: Any, options: argparse.Namespace) -> dict[str, Path]:
         ("multimodal", asked),
     ):
         answers = distill(engine, group, options.work / "answers" / name, max_new_tokens=112)
-        found[name] = options.work / "features" / name
-        collect(target, group, answers, found[name], layers=LAYERS)
-    return found
+        collect(target, group, answers, stores[name], layers=LAYERS)
+    (options.work / "prepared").touch()
 
 
 def train_arm(
-    target: Any, arm: Arm, seed: int, stores: Mapping[str, Path], folder: Path, minutes: float
+    target: Any, one: Trained, stores: Mapping[str, Path], options: argparse.Namespace
 ) -> None:
     """Train an arm to its end, if it is not."""
+    (name, seed, folder), minutes = one, options.minutes
+    arm = ARMS[name]
     if (folder / "draft").exists():
         return
+    print(f"training {folder.name}", flush=True)
     data = {name: Store(path, target, layered=arm.layered) for name, path in stores.items()}
     heldout: list[Sample] = list(data["heldout"])
+    if isinstance(arm.draft, Small):
+        train_small(target, arm.draft, [data["multimodal"]], heldout, folder, minutes, seed=seed)
+        return
     draft: Any = new_draft(target, arm.draft, seed=seed).float()
+    if arm.start:
+        begun: Any = read(until(arm_folder(options, arm.start, seed) / "draft")).float()
+        begun.adapter = draft.adapter
+        draft = begun
     recipe = Recipe(target="embedded", data={}, stages=[], draft=arm.draft, seed=seed)
     for stage in arm.stages:
         whole = replace(stage, minutes=stage.minutes * minutes, evaluate_minutes=minutes / 6)
@@ -211,45 +267,18 @@ def train_arm(
     save_pretrained(draft.to(torch.bfloat16).eval(), folder / "draft")
 
 
-def measure(
-    target: Any, trained: Sequence[tuple[str, int, Path]], options: argparse.Namespace
-) -> None:
-    """Answer the held-out questions with every draft by turns."""
+def measure(target: Any, trained: Sequence[Trained], options: argparse.Namespace) -> None:
+    """Answer the held-out questions with every draft by turns, and write what came of it."""
     asked = timed_questions(options)
-    ways: dict[str, Engine] = {"plain": Engine(target)}
-    parameters, logs = {}, {}
-    for name, seed, folder in trained:
-        draft, _ = load_draft(folder / "draft", target)
-        label = f"{name} {seed}"
-        parameters[label] = sum(p.numel() for p in draft.parameters())  # type: ignore[attr-defined]
-        logs[label] = {stage.name: read_log(folder / "stages" / stage.name)[-3:]
-                       for stage in ARMS[name].stages}  # fmt: skip
-        ways[label] = Engine(target, draft, tree=TREE)
-        if name == "query" and seed == 0:
-            ways["query 0, chain"] = Engine(target, draft, tree=TreeShape.chain(TREE.depth))
-            ways["query 0 with lookup"] = Engine(target, HybridDraft(draft), tree=TREE)
-    ways["lookup"] = Engine(target, LookupDraft(), tree=TREE)
-    path = options.work / "measured.json"
-    kept = json.loads(path.read_text()) if path.exists() else {}
-    found = {label: Measured(**kept.get(label, {})) for label in ways}
-    begun = min((len(one.tokens) for one in found.values()), default=0)
-    for one in found.values():  # what an interruption cut short is asked again by all
-        for numbers in vars(one).values():
-            del numbers[begun:]
-    for engine in ways.values():
-        engine.generate([asked[0].request(8, 0)])
-    labels = list(ways)
-    for place in range(begun, len(asked)):
-        for turn in range(len(labels)):
-            label = labels[(turn + place) % len(labels)]
-            (result,) = ways[label].generate([asked[place].request(112, place)])
-            stats, one = result.stats, found[label]
-            one.tokens.append(stats.new_tokens)
-            one.passes.append(stats.target_passes)
-            one.draft_s.append(round(stats.draft_s, 6))
-            one.verify_s.append(round(stats.verify_s, 6))
-            one.total_s.append(round(stats.total_s, 6))
-        path.write_text(json.dumps({label: asdict(one) for label, one in found.items()}))
+    drafts = {
+        f"{name}, seed {seed}": load_draft(folder / "draft", target)[0]
+        for name, seed, folder in trained
+    }
+    drafts |= further_drafts(target, drafts, options)
+    trees = trees_of(target, drafts, options)
+    ways = {"plain": Engine(target)} | {
+        label: Engine(target, drafts[name], tree=tree) for label, (name, tree) in trees.items()
+    }
     result = {
         "command": "python benchmarks/drafts_compared.py",
         "minutes": options.minutes,
@@ -258,11 +287,117 @@ def measure(
         "machine": conditions(),
         "questions": [question.key for question in asked],
         "arms": {name: asdict(ARMS[name]) for name in options.arms},
-        "parameters": parameters,
-        "logs": logs,
-        "measured": {label: asdict(one) for label, one in found.items()},
+        "ways": {
+            label: {"tree": asdict(tree), **size(drafts[name])}
+            for label, (name, tree) in trees.items()
+        },
+        "logs": {
+            f"{name}, seed {seed}": {
+                stage.name: read_log(stage) for stage in sorted((folder / "stages").iterdir())
+            }
+            for name, seed, folder in trained
+        },
+        "measured": ask(ways, asked, options.work / "measured.json"),
     }
     options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def further_drafts(
+    target: Any, drafts: Mapping[str, Any], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Drafts that need no training of their own."""
+    found: dict[str, Any] = {
+        "lookup": LookupDraft(),
+        "the embedded draft": load_draft("embedded", target)[0],
+    }
+    query = drafts.get("query, seed 0")
+    if query is not None:
+        found["query and lookup"] = HybridDraft(query)
+        found["query, int8"] = compress(query, "int8")
+        found["query, rank 96"] = compress(query, "low_rank", 96)
+        found["query, rank 48"] = compress(query, "low_rank", 48)
+    pooling, other = drafts.get("pooling, seed 0"), drafts.get(f"{ALONE}, seed 0")
+    if pooling is not None and other is not None:
+        kinds: dict[str, list[Sample]] = {}
+        for sample in Store(options.work / "features" / "heldout", target, layered=False):
+            kinds.setdefault(questions_of.task_of(sample.key), []).append(sample)
+        adapters = [pooling.adapter, other.adapter]
+        found["selector"], lengths = select(pooling, adapters, target, kinds)
+        print(f"selector: {dict(zip(kinds, lengths.tolist(), strict=True))}", flush=True)
+    return found
+
+
+def trees_of(
+    target: Any, drafts: Mapping[str, Any], options: argparse.Namespace
+) -> dict[str, tuple[str, TreeShape]]:
+    """Ways to draft: which draft, and with what tree.
+
+    All have the same. A step of another kind costs another time, so kinds are measured with the
+    tree, too, that is the fastest of a few on questions like those they learnt from.
+    """
+    found = {name: (name, TREE) for name in drafts}
+    if "query, seed 0" in drafts:
+        found["query, chain"] = "query, seed 0", TreeShape.chain(TREE.depth)
+    path = options.work / "trees.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    fresh = questions_of.scene_questions(12, "train", 7_000_000, (0.0,))
+    fresh += questions_of.photo_questions(options.data, options.photos + 4, "train", (0.0,))[-4:]
+    requests = [question.request(112, 0) for question in fresh]
+    for name, draft in drafts.items():
+        kind = ARMS[name.split(", seed")[0]].group if ", seed" in name else "kinds"
+        if kind != "kinds" and name != "query, seed 0":
+            continue
+        if name not in known:
+            print(f"the tree of {name}", flush=True)
+            best = fastest_tree(
+                lambda shape, draft=draft: Engine(target, draft, tree=shape),  # type: ignore[misc]
+                CANDIDATES,
+                requests,
+                rounds=1,
+            )
+            known[name] = asdict(best)
+            path.write_text(json.dumps(known))
+        found[f"{name.split(', seed')[0]}, own tree"] = name, TreeShape(**known[name])
+    return found
+
+
+def size(draft: Any) -> dict[str, int]:
+    """How many numbers a draft has, and its adapter among them."""
+    draft = draft.draft if isinstance(draft, HybridDraft) else draft
+    module = draft.model.model if isinstance(draft, LanguageModelDraft) else draft
+    adapter = getattr(module, "adapter", None)
+    return {
+        name: sum(p.numel() for p in part.parameters()) if isinstance(part, nn.Module) else 0
+        for name, part in (("parameters", module), ("adapter_parameters", adapter))
+    }
+
+
+def ask(ways: Mapping[str, Engine], asked: Sequence[Question], path: Path) -> dict[str, Measured]:
+    """Ask every question in every way, by turns; goes on behind what is in the file."""
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    found: dict[str, Measured] = {
+        label: kept.get(label) or {name: [] for name in (*COUNTS, *TIMES, SAME)} for label in ways
+    }
+    begun = min(len(one[SAME]) for one in found.values())
+    for one in found.values():  # a way that came later has all asked again
+        for numbers in one.values():
+            del numbers[begun:]
+    for engine in ways.values():
+        engine.generate([asked[0].request(8, 0)])
+    labels = list(ways)
+    for place in range(begun, len(asked)):
+        said = {}
+        for turn in range(len(labels)):
+            label = labels[(turn + place) % len(labels)]
+            (result,) = ways[label].generate([asked[place].request(112, place)])
+            said[label] = result.token_ids
+            for name in (*COUNTS, *TIMES):
+                found[label][name].append(round(getattr(result.stats, name), 6))
+        for label, one in found.items():
+            one[SAME].append(said[label] == said["plain"])
+        path.write_text(json.dumps(found))
+        print(f"{place + 1} of {len(asked)} questions", flush=True)
+    return found
 
 
 def timed_questions(options: argparse.Namespace) -> list[Question]:

@@ -172,6 +172,22 @@ def test_shards_are_not_made_again_unless_they_are_damaged(
         assert looked == ["2", "3"]
 
 
+def test_workers_make_what_one_does(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "SHARD", 2)
+    questions, answers = asked(7)
+    one, several = tmp_path / "one", tmp_path / "several"
+    whole = collect(target, questions, answers, one)
+    counts = [
+        len(collect(target, questions, answers, several, worker=worker, workers=3))
+        for worker in (1, 0, 2)
+    ]
+    assert counts == [2, 5, 7]
+    for found, other in zip(Store(several, target), whole, strict=True):
+        same(found, other)
+
+
 def test_an_answer_that_says_the_image_token_is_text(target: Target) -> None:
     """A model may say anything; what it said has no pixels."""
     question = Question("a", "the", [lambda: talking.picture(0)])

@@ -184,6 +184,8 @@ def collect(
     *,
     layers: Sequence[int] = (),
     precision: Precision = "bfloat16",
+    worker: int = 0,
+    workers: int = 1,
 ) -> Store:
     """Keep the features of every answered question.
 
@@ -192,12 +194,16 @@ def collect(
     Args:
         layers: whose hidden states are kept; see `Target.prefill`.
         precision: of what is kept. `int8` has one scale a row.
+        worker, workers: which of how many that share the folder this one is.
+
+    Returns:
+        what is there by now.
     """
     folder.mkdir(parents=True, exist_ok=True)
     asked = [question for question in questions if question.key in answers]
     groups = {
         folder / f"features-{start:06d}.safetensors": asked[start : start + SHARD]
-        for start in range(0, len(asked), SHARD)
+        for start in range(worker * SHARD, len(asked), workers * SHARD)
     }
     waiting = {path: group for path, group in groups.items() if not _whole(path, len(group))}
     with Progress("features", sum(map(len, waiting.values())), "positions") as progress:

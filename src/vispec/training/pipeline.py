@@ -37,7 +37,7 @@ from vispec.training.curves import draw
 from vispec.training.distill import Answers, Question, distill, read_answers
 from vispec.training.draft import Stage, acceptance, batches, split
 from vispec.training.drafts import frequent, new_draft
-from vispec.training.features import Online, Sample, collect
+from vispec.training.features import Online, Sample, Store, collect
 from vispec.training.medusa import MedusaStage, medusa_acceptance
 from vispec.training.provenance import provenance
 from vispec.training.questions import questions
@@ -156,8 +156,18 @@ def look_up(
         return Online(target, known, answers, layers)
     place = folder / "features" / "-".join(map(str, layers or ("last",))) / name
     state = PartialState()
-    with state.main_process_first():
-        store = collect(target, known, answers, place, layers=layers, precision=recipe.features)
+    collect(
+        target,
+        known,
+        answers,
+        place,
+        layers=layers,
+        precision=recipe.features,
+        worker=state.process_index,
+        workers=state.num_processes,
+    )
+    state.wait_for_everyone()
+    store = Store(place, target)
     if state.is_main_process:
         print(f"features of {name}: {store.bytes_per_token:.0f} bytes a position", flush=True)
     return store

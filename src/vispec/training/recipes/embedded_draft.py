@@ -18,13 +18,10 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from itertools import islice
 from pathlib import Path
-from random import Random
+from typing import Any
 
 import torch
-from PIL import Image
 
 from vispec.adapters import QueryAdapter
 from vispec.checkpoints import vispec as vispec_format
@@ -32,16 +29,22 @@ from vispec.checkpoints.files import fingerprint, locate
 from vispec.decoding.engine import Engine
 from vispec.decoding.planner import TREES, fastest_tree
 from vispec.decoding.tree import TreeShape
-from vispec.drafts import EagleConfig, EagleDraft
+from vispec.drafts import EagleDraft
 from vispec.loading_targets import load_target
 from vispec.runs import claim
-from vispec.targets import Target
-from vispec.training import draft as training
-from vispec.training import losses, photos, scenes
+from vispec.training import losses
 from vispec.training.distill import Question, distill
-from vispec.training.features import Sample, collect
+from vispec.training.drafts import new_draft
+from vispec.training.features import collect
+from vispec.training.pipeline import run_stage
+from vispec.training.recipe import DraftRecipe, Recipe, StageRecipe
 from vispec.training.recipes.card import judged, table, training_of, write_licence
-from vispec.training.trainer import Settings, Trainer
+from vispec.training.recipes.embedded_questions import (
+    photo_questions,
+    scene_questions,
+    task_of,
+    text_questions,
+)
 
 KINDS = {"vispec": True, "eagle": True, "eagle-text": False}
 """Drafts that can be trained, and whether they are shown images."""
@@ -79,114 +82,32 @@ It fits no other target. A draft never changes what the target says, only how fa
 """
 
 
-def scene_questions(
-    count: int, part: str, first: int, temperatures: Sequence[float]
-) -> list[Question]:
-    """Questions about rendered scenes of one part of the split, all tasks in turn."""
-    found: list[Question] = []
-    for seed in islice(scenes.seeds(part, first), count):
-        turn, place = divmod(len(found), len(scenes.TASKS))
-        task = scenes.TASKS[place]
-        sample = scenes.scene(seed, task)
-        found.append(
-            Question(
-                f"scene-{seed}-{task}",
-                sample.question,
-                [partial(_render, seed, task)],
-                # Each task gets every temperature.
-                temperatures[turn % len(temperatures)],
-            )
-        )
-    return found
-
-
-def photo_questions(
-    data: Path, count: int, part: str, temperatures: Sequence[float]
-) -> list[Question]:
-    """Questions about photographs, both sets in turn."""
-    sets = [photos.load(data, name, part) for name in ("flickr8k", "daquar")]
-    found: list[Question] = []
-    for index in range(count):
-        # Captions are the longer texts and there are more of those photographs.
-        photo_set = sets[index % 4 == 3]
-        photo = photo_set[index % len(photo_set)]
-        turn = photo.turns[index % len(photo.turns)]
-        found.append(
-            Question(
-                f"photo-{index}-{photo.path.stem}",
-                turn.question,
-                [partial(photo.open, scenes.SIZE)],
-                temperatures[index % len(temperatures)],
-            )
-        )
-    return found
-
-
-def text_questions(questions: Sequence[Question], count: int, seed: int = 0) -> list[Question]:
-    """Some of the questions with nothing to look at: the target's language alone."""
-    some = Random(seed).sample(questions, min(count, len(questions)))
-    return [Question(f"text-{q.key}", q.prompt, temperature=1.0) for q in some]
-
-
-def _render(seed: int, task: str) -> Image.Image:
-    return scenes.scene(seed, task).image
-
-
-def new_draft(target: Target, queries: int = 2, *, seed: int = 0) -> EagleDraft:
-    """An untrained ViSpec draft with the geometry of one of the target's decoder layers."""
-    torch.manual_seed(seed)
-    c = target.text_config
-    config = EagleConfig(
-        hidden_size=c.hidden_size,
-        intermediate_size=c.intermediate_size,
-        num_attention_heads=c.num_attention_heads,
-        num_key_value_heads=c.num_key_value_heads,
-        vocab_size=target.vocab_size,
-        rms_norm_eps=c.rms_norm_eps,
-        fc_bias=False,
-    )
-    adapter = QueryAdapter(c.hidden_size, c.num_attention_heads, queries) if queries else None
-    return EagleDraft(config, adapter, name="embedded")
-
-
-def train(
-    target: Target,
-    draft: EagleDraft,
-    text: Sequence[Sample],
-    multimodal: Sequence[Sample],
-    heldout: Sequence[Sample],
-    work: Path,
-    *,
-    text_s: float,
-    multimodal_s: float,
-    batch: int = 16,
-    learning_rate: float = 1e-3,
-) -> None:
-    """Both stages, each with a budget in seconds; one without any is left out."""
-    for name, samples, weights, self_fed, seconds, rate in (
-        ("text", text, losses.TEXT_STAGE, 0, text_s, learning_rate),
-        ("multimodal", multimodal, losses.MULTIMODAL_STAGE, 1, multimodal_s, learning_rate / 2),
-    ):
-        if not seconds:
-            continue
-        Trainer(
-            training.Stage(draft, target, weights, self_fed=self_fed, noise=0.1),
-            training.batches(samples, batch, seed=1),
-            lambda stage, batch: stage(batch),
-            Settings(work / name, rate, budget_s=seconds, clip_norm=0.5, evaluate_s=120.0),
-            evaluate=lambda _: heldout_acceptance(draft, target, heldout),
-            split=training.split,
-            weigh=training.Stage.weight,
-            names=lambda samples: ", ".join(sample.key for sample in samples),
-        ).run()
-
-
-def heldout_acceptance(
-    draft: EagleDraft, target: Target, samples: Sequence[Sample]
-) -> dict[str, float]:
-    """What greedy chains of three accept of held-out answers."""
-    found = training.acceptance(draft, target, samples, 3)
-    return {f"heldout_{name}": value for name, value in found.items()}
+def stages(kind: str, text_minutes: float, multimodal_minutes: float) -> list[StageRecipe]:
+    """What a draft of a kind goes through; stages without any time are left out."""
+    if not KINDS[kind]:
+        text_minutes, multimodal_minutes = text_minutes + multimodal_minutes, 0.0
+    both = [
+        StageRecipe(
+            name="text",
+            data=["text"],
+            losses=losses.TEXT_STAGE,
+            learning_rate=1e-3,
+            minutes=text_minutes,
+            noise=0.1,
+            evaluate_minutes=2.0,
+        ),
+        StageRecipe(
+            name="multimodal",
+            data=["multimodal"],
+            losses=losses.MULTIMODAL_STAGE,
+            learning_rate=5e-4,
+            minutes=multimodal_minutes,
+            noise=0.1,
+            self_fed=1,
+            evaluate_minutes=2.0,
+        ),
+    ]
+    return [stage for stage in both if stage.minutes]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -239,20 +160,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         samples[name] = collect(target, questions, answers, options.work / "features" / name)
 
     work = options.work / options.kind
-    draft = new_draft(target, options.queries if options.kind == "vispec" else 0, seed=options.seed)
-    minutes = options.text_minutes, options.multimodal_minutes
-    if not KINDS[options.kind]:
-        minutes = sum(minutes), 0.0
-    train(
-        target,
-        draft,
-        samples["text"],
-        samples["multimodal"],
-        samples["heldout"],
-        work,
-        text_s=minutes[0] * 60,
-        multimodal_s=minutes[1] * 60,
+    c = target.text_config
+    adapter = {"kind": "query", "heads": c.num_attention_heads, "queries": options.queries}
+    wanted = DraftRecipe(adapter=adapter if options.kind == "vispec" else None)
+    plan = Recipe(
+        target=options.target,
+        data={},
+        stages=stages(options.kind, options.text_minutes, options.multimodal_minutes),
+        draft=wanted,
+        seed=options.seed,
     )
+    draft: Any = new_draft(target, wanted, seed=options.seed).float()
+    for stage in plan.stages:
+        data = [samples[name] for name in stage.data]
+        run_stage(draft, target, stage, data, list(samples["heldout"]), work, plan)
     # What is measured is what is kept: the weights as half precision rounds them.
     final = draft.to(torch.bfloat16).to(target.dtype).eval().requires_grad_(False)
     # Questions like those it learnt from, but others.
@@ -285,11 +206,7 @@ def acceptance(engine: Engine, questions: Sequence[Question]) -> dict[str, dict[
     found: dict[str, dict[str, float]] = {}
     for question in questions:
         stats = engine.generate([question.request(128, 0)])[0].stats
-        # Keys read scene-SEED-TASK and photo-INDEX-NAME.
-        kind, _, last = question.key.split("-", 2)
-        row = found.setdefault(
-            last if kind == "scene" else kind, {"questions": 0, "tokens": 0, "passes": 0}
-        )
+        row = found.setdefault(task_of(question.key), {"questions": 0, "tokens": 0, "passes": 0})
         row["questions"] += 1
         row["tokens"] += stats.new_tokens
         row["passes"] += stats.target_passes
@@ -336,7 +253,7 @@ def card(
             *(f"{line[f'heldout_accepted_{step}']:.3f}" for step in (1, 2, 3)),
         )
         for phase in ("text", "multimodal")
-        for line in judged(work, phase, "heldout_accepted_1", 6)
+        for line in judged(work / "stages", phase, "heldout_accepted_1", 6)
     ]
     answers = f"{counts['text']} to questions without a picture, sampled at temperature 1"
     if KINDS[kind]:
@@ -355,7 +272,7 @@ def card(
         seed=seed,
         parameters=sum(p.numel() for p in draft.parameters()) / 1e6,
         answers=answers,
-        training=training_of(work, ("text", "multimodal")),
+        training=training_of(work / "stages", ("text", "multimodal")),
         curve=table(("stage", "step", "minutes", "one", "two", "three"), curve),
         tree=f"{tree.size} nodes, depth {tree.depth}, width {tree.width}",
         rows=table(header, rows),

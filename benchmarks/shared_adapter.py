@@ -1,0 +1,178 @@
+"""One adapter for two targets, compared with one for each.
+
+    python benchmarks/shared_adapter.py --data DIR --work DIR --out benchmarks/results/shared.json
+
+The second target is a small sibling of the embedded one, with decoder layers of its own; it answers
+for itself. Drafts with an adapter of their own and drafts whose adapters share a core are trained
+for the same minutes of one core a target, on answers to the same questions; then they answer the
+same held-out questions by turns. Everything resumes, as in `drafts_compared.py`, whose folder of
+answers and features this uses if it is given the same one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from drafts_compared import QUERY, SHOWN, TREE, ask, size, timed_questions
+from small_model import Small, train_small
+from vispec.decoding.engine import Engine
+from vispec.evaluation.conditions import commit, conditions
+from vispec.hub import save_pretrained
+from vispec.loading_drafts import load_draft
+from vispec.loading_targets import load_target
+from vispec.targets import Target
+from vispec.training import pipeline
+from vispec.training.distill import distill
+from vispec.training.draft import Stage, batches
+from vispec.training.drafts import new_draft
+from vispec.training.features import Sample, Store, collect
+from vispec.training.recipe import DraftRecipe, Recipe
+from vispec.training.recipes import embedded_questions as questions_of
+from vispec.training.trainer import Settings, Trainer
+from vispec.training.unified import SharedStages, in_turn, share, split_turn, weigh_turn
+
+UNIFIED = {"kind": "unified", "width": 192, "parts": [QUERY]}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with the photographs")
+    parser.add_argument("--work", type=Path, required=True, help="answers, features, drafts")
+    parser.add_argument("--out", type=Path, required=True, help="the result")
+    parser.add_argument("--minutes", type=float, default=20, help="of one core, a target (20)")
+    parser.add_argument("--small-minutes", type=float, default=40, help="for the target (40)")
+    parser.add_argument("--scenes", type=int, default=4000, help="scene questions (4000)")
+    parser.add_argument("--photos", type=int, default=4000, help="photograph questions (4000)")
+    parser.add_argument("--heldout", type=int, default=192, help="to judge training by (192)")
+    parser.add_argument("--asked", type=int, default=120, help="questions that are timed (120)")
+    options = parser.parse_args(argv)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    first = load_target("embedded", dtype="float32")
+    data = [collected(first, "embedded", options)]
+    place = options.work / "second"
+    if not (place / "draft").exists():
+        train_small(first, Small(), [data[0][0]], data[0][1], place, options.small_minutes)
+    second = load_target(place / "draft", dtype="float32")
+    data.append(collected(second, "second", options))
+    targets = [first, second]
+    folders = options.work / "arms"
+    for number, target in enumerate(targets):
+        if not (folders / f"own-{number}" / "draft").exists():
+            train_own(target, data[number], folders / f"own-{number}", options.minutes)
+    if not (folders / "shared-1" / "draft").exists():
+        train_shared(targets, data, folders, options.minutes)
+    torch.set_num_threads(threads)
+
+    asked = timed_questions(options)
+    found: dict[str, Any] = {}
+    for number, target in enumerate(targets):
+        ways, sizes = {"plain": Engine(target)}, {}
+        for kind in ("own", "shared"):
+            draft, _ = load_draft(folders / f"{kind}-{number}" / "draft", target)
+            ways[kind], sizes[kind] = Engine(target, draft, tree=TREE), size(draft)
+        path = options.work / f"measured-{number}.json"
+        found[("embedded", "second")[number]] = {
+            "sizes": sizes,
+            "core": sum(p.numel() for p in draft.adapter.core.parameters()),  # type: ignore[attr-defined]
+            "measured": ask(ways, asked, path),
+        }
+    result = {
+        "command": "python benchmarks/shared_adapter.py",
+        "minutes": options.minutes,
+        "small_minutes": options.small_minutes,
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": conditions(),
+        "tree": asdict(TREE),
+        "questions": [question.key for question in asked],
+        "targets": found,
+    }
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def collected(target: Target, name: str, options: argparse.Namespace) -> tuple[Store, list[Sample]]:
+    """What a target says of pictures, and of held-out ones."""
+    asked = questions_of.scene_questions(options.scenes, "train", 5_000_000, (0.0, 0.0, 1.0))
+    asked += questions_of.photo_questions(options.data, options.photos, "train", (0.0, 0.0, 1.0))
+    unseen = questions_of.scene_questions(options.heldout * 2 // 3, "heldout", 9_000_000, (0.0,))
+    unseen += questions_of.photo_questions(options.data, options.heldout // 3, "heldout", (0.0,))
+    stores = []
+    for part, group in (("multimodal", asked), ("heldout", unseen)):
+        place = options.work / name
+        # The embedded target may have a draft; what it says is the same.
+        draft = load_draft("embedded", target) if name == "embedded" else (None, None)
+        engine = Engine(target, draft[0], tree=draft[1], max_batch=32)
+        answers = distill(engine, group, place / "answers" / part, max_new_tokens=112)
+        stores.append(collect(target, group, answers, place / "features" / part))
+    return stores[0], list(stores[1])
+
+
+def train_own(
+    target: Target, data: tuple[Store, list[Sample]], folder: Path, minutes: float
+) -> None:
+    """A draft with an adapter of its own."""
+    wanted = DraftRecipe(adapter=QUERY)
+    draft: Any = new_draft(target, wanted).float()
+    stage = replace(SHOWN, minutes=minutes, evaluate_minutes=minutes / 4)
+    recipe = Recipe(target="", data={}, stages=[], draft=wanted)
+    pipeline.run_stage(draft, target, stage, [data[0]], data[1], folder, recipe)
+    save_pretrained(draft.to(torch.bfloat16).eval(), folder / "draft")
+
+
+def train_shared(
+    targets: Sequence[Target],
+    data: Sequence[tuple[Store, list[Sample]]],
+    folder: Path,
+    minutes: float,
+) -> None:
+    """Drafts around one core, by turns."""
+    drafts: list[Any] = [
+        new_draft(target, DraftRecipe(adapter=UNIFIED), seed=0).float() for target in targets
+    ]
+    share(drafts)
+    stages = [
+        Stage(draft.train(), target, SHOWN.losses, self_fed=SHOWN.self_fed, noise=SHOWN.noise)
+        for draft, target in zip(drafts, targets, strict=True)
+    ]
+    judges = [
+        partial(pipeline.judged_by(draft, target), own[1])
+        for draft, target, own in zip(drafts, targets, data, strict=True)
+    ]
+    Trainer(
+        SharedStages(stages),
+        in_turn([batches(own[0], SHOWN.batch, 0) for own in data]),
+        lambda model, turn: model(turn),
+        Settings(
+            folder / "shared",
+            SHOWN.learning_rate,
+            budget_s=minutes * 60 * len(targets),
+            clip_norm=SHOWN.clip,
+            evaluate_s=minutes * 15 * len(targets),
+        ),
+        evaluate=lambda _: {
+            f"heldout_{name}_of_{number}": value
+            for number, judge in enumerate(judges)
+            for name, value in judge().items()
+        },
+        split=split_turn,
+        weigh=weigh_turn,
+    ).run()
+    for number, draft in enumerate(drafts):
+        save_pretrained(draft.to(torch.bfloat16).eval(), folder / f"shared-{number}" / "draft")
+
+
+if __name__ == "__main__":
+    main()

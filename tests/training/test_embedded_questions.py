@@ -1,0 +1,59 @@
+"""What the embedded target is asked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from vispec.training import scenes
+from vispec.training.recipes import embedded_questions as recipe
+
+
+def test_scene_questions_take_every_task_at_every_temperature_from_one_part() -> None:
+    heats = (0.0, 0.0, 1.0)
+    found = recipe.scene_questions(36, "train", 100, heats)
+    assert len({q.key for q in found}) == 36
+    kinds = Counter((q.key.rsplit("-", 1)[1], q.temperature) for q in found)
+    for task in scenes.TASKS:
+        assert kinds[task, 0.0] == 8
+        assert kinds[task, 1.0] == 4
+    seeds = [int(q.key.split("-")[1]) for q in found]
+    assert seeds == sorted(seeds)
+    assert all(scenes.split(seed) == "train" for seed in seeds)
+
+
+def test_a_scene_question_asks_about_its_own_picture() -> None:
+    for question in recipe.scene_questions(3, "heldout", 0, (0.0,)):
+        _, seed, task = question.key.split("-")
+        scene = scenes.scene(int(seed), task)
+        assert question.prompt == scene.question
+        (picture,) = question.shown()
+        assert picture.tobytes() == scene.image.tobytes()
+
+
+def test_photo_questions_come_from_both_sets_and_one_part(two_photo_sets: Path) -> None:
+    train = recipe.photo_questions(two_photo_sets, 24, "train", (0.0, 1.0))
+    unseen = recipe.photo_questions(two_photo_sets, 4, "heldout", (0.0,))
+    assert len({q.key for q in [*train, *unseen]}) == 28
+    assert {q.temperature for q in train} == {0.0, 1.0}
+    assert sum("chairs" in q.prompt for q in train) == 6
+    for question in train[:4]:
+        (picture,) = question.shown()
+        assert picture.size == (scenes.SIZE, scenes.SIZE)
+
+
+def test_text_questions_are_the_same_ones_without_a_picture() -> None:
+    asked = recipe.scene_questions(5, "train", 0, (0.0,))
+    alone = recipe.text_questions(asked, 3)
+    assert len(alone) == 3
+    assert {q.prompt for q in alone} <= {q.prompt for q in asked}
+    assert len(recipe.text_questions(asked, 9)) == 5
+    assert all(not q.images and q.temperature == 1.0 for q in alone)
+    assert not {q.key for q in alone} & {q.key for q in asked}
+
+
+def test_keys_tell_the_task(two_photo_sets: Path) -> None:
+    asked = recipe.scene_questions(len(scenes.TASKS), "train", 0, (0.0,))
+    assert [recipe.task_of(q.key) for q in asked] == list(scenes.TASKS)
+    shown = recipe.photo_questions(two_photo_sets, 4, "train", (0.0,))
+    assert {recipe.task_of(q.key) for q in shown} == {"photo"}
