@@ -43,7 +43,7 @@ from vispec.loading_drafts import load_draft
 from vispec.loading_targets import load_target
 from vispec.training import pipeline
 from vispec.training.curves import read_log
-from vispec.training.distill import Question, distill
+from vispec.training.distill import Question, distill, read_answers
 from vispec.training.drafts import new_draft
 from vispec.training.features import Sample, Store, collect
 from vispec.training.recipe import DraftRecipe, Recipe, StageRecipe
@@ -174,11 +174,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     target = load_target(options.target, dtype="float32")
     stores = {name: options.work / "features" / name for name in ("heldout", "text", "multimodal")}
-    if part == 1:
-        prepare(target, options, stores)
-    until(options.work / "prepared")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    for made in (answer, look):
+        made(target, options, part - 1, parts)
+        (options.work / f"{made.__name__}-{part}").touch()
+        for other in range(parts):
+            until(options.work / f"{made.__name__}-{other + 1}")
     trained: list[Trained] = []
     for runs in (first_seeds, further_seeds):
         trained += (now := runs(options))
@@ -220,23 +222,32 @@ def until(path: Path) -> Path:
     return path
 
 
-def prepare(target: Any, options: argparse.Namespace, stores: Mapping[str, Path]) -> None:
-    """Answers, and features in their folders."""
+def groups_of(options: argparse.Namespace) -> dict[str, list[Question]]:
+    """What is asked, by the name of the answers' folder."""
     mixed = (0.0, 0.0, 1.0)
     asked = questions_of.scene_questions(options.scenes, "train", 5_000_000, mixed)
     asked += questions_of.photo_questions(options.data, options.photos, "train", mixed)
     unseen = questions_of.scene_questions(options.heldout * 2 // 3, "heldout", 9_000_000, (0.0,))
     unseen += questions_of.photo_questions(options.data, options.heldout // 3, "heldout", (0.0,))
+    alone = questions_of.text_questions(asked, options.texts)
+    return {"heldout": unseen, "text": alone, "multimodal": asked}
+
+
+def answer(target: Any, options: argparse.Namespace, worker: int, workers: int) -> None:
+    """Let the target answer."""
     helper, tree = load_draft("embedded", target)
     engine = Engine(target, helper, tree=tree, max_batch=32)
-    for name, group in (
-        ("heldout", unseen),
-        ("text", questions_of.text_questions(asked, options.texts)),
-        ("multimodal", asked),
-    ):
-        answers = distill(engine, group, options.work / "answers" / name, max_new_tokens=112)
-        collect(target, group, answers, stores[name], layers=LAYERS)
-    (options.work / "prepared").touch()
+    for name, group in groups_of(options).items():
+        folder = options.work / "answers" / name
+        distill(engine, group, folder, max_new_tokens=112, worker=worker, workers=workers)
+
+
+def look(target: Any, options: argparse.Namespace, worker: int, workers: int) -> None:
+    """Keep what it saw."""
+    for name, group in groups_of(options).items():
+        answers = read_answers(options.work / "answers" / name)
+        folder = options.work / "features" / name
+        collect(target, group, answers, folder, layers=LAYERS, worker=worker, workers=workers)
 
 
 def train_arm(
