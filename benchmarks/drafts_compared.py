@@ -2,16 +2,17 @@
 
     python benchmarks/drafts_compared.py --data DIR --work DIR --out benchmarks/results/drafts.json
 
-Every arm is trained for the same minutes of one core, on the same answers and features, with the
-same seeds and no trial runs; then the four adapters that lead get two further seeds. All of them
-answer the same held-out questions by turns, plainly decoded answers among them.
+Every arm is trained for the same minutes of one core (of its own computing, whatever else the
+machine does), on the same answers and features, with the same seeds and no trial runs; then the
+four adapters that lead get two further seeds. All of them answer the same held-out questions by
+turns, plainly decoded answers among them.
 
 `--part 1/2` and `--part 2/2`, at once, train half of the arms each; without it, what is not yet
 trained is trained, and everything measured. All of it resumes: an arm that is trained is not
 trained again, a question that all have answered is not asked again, and what was measured of every
 single answer is kept, so that differences can be judged question by question.
 
-Run it where nothing else does: its last part, above all, where answers are timed.
+Nothing else may run while answers are timed, in its last part.
 """
 
 from __future__ import annotations
@@ -273,7 +274,14 @@ def train_arm(
     for stage in arm.stages:
         whole = replace(stage, minutes=stage.minutes * minutes, evaluate_minutes=minutes / 6)
         pipeline.run_stage(
-            draft, target, whole, [data[name] for name in stage.data], heldout, folder, recipe
+            draft,
+            target,
+            whole,
+            [data[name] for name in stage.data],
+            heldout,
+            folder,
+            recipe,
+            time.process_time,
         )
     save_pretrained(draft.to(torch.bfloat16).eval(), folder / "draft")
 
@@ -304,7 +312,8 @@ def measure(target: Any, trained: Sequence[Trained], options: argparse.Namespace
         },
         "logs": {
             f"{name}, seed {seed}": {
-                stage.name: read_log(stage) for stage in sorted((folder / "stages").iterdir())
+                stage: read_log(folder / "stages" / stage)
+                for stage in [stage.name for stage in ARMS[name].stages] or ["whole"]
             }
             for name, seed, folder in trained
         },

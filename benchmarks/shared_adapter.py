@@ -128,7 +128,7 @@ def train_own(
     draft: Any = new_draft(target, wanted).float()
     stage = replace(SHOWN, minutes=minutes, evaluate_minutes=minutes / 4)
     recipe = Recipe(target="", data={}, stages=[], draft=wanted)
-    pipeline.run_stage(draft, target, stage, [data[0]], data[1], folder, recipe)
+    pipeline.run_stage(draft, target, stage, [data[0]], data[1], folder, recipe, time.process_time)
     save_pretrained(draft.to(torch.bfloat16).eval(), folder / "draft")
 
 
@@ -161,6 +161,7 @@ def train_shared(
             budget_s=minutes * 60 * len(targets),
             clip_norm=SHOWN.clip,
             evaluate_s=minutes * 15 * len(targets),
+            clock=time.process_time,
         ),
         evaluate=lambda _: {
             f"heldout_{name}_of_{number}": value

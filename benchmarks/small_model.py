@@ -9,6 +9,7 @@ end the matrix becomes part of its projector.
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,13 @@ def train_small(
         sibling,
         batches(whole, 16, seed),
         lambda model, samples: model(samples),
-        Settings(folder / "stages" / "whole", 1e-3, budget_s=minutes * 60, evaluate_s=minutes * 10),
+        Settings(
+            folder / "stages" / "whole",
+            1e-3,
+            budget_s=minutes * 60,
+            evaluate_s=minutes * 10,
+            clock=time.process_time,
+        ),
         evaluate=judged,
         split=split,
         weigh=Sibling.weight,

@@ -91,6 +91,17 @@ def test_a_wall_clock_budget_is_kept(tmp_path: Path) -> None:
     assert time.monotonic() - began < 3
 
 
+def test_seconds_are_counted_by_the_clock_that_is_given(tmp_path: Path) -> None:
+    told = iter(range(1000))
+    chosen = settings(
+        tmp_path, budget_steps=None, budget_s=20.5, checkpoint_s=60, clock=lambda: float(next(told))
+    )
+    progress = Trainer(fresh(), batches, loss, chosen).run()
+    # Asked once a step, and once where the log was written at the end.
+    assert progress.step <= 21
+    assert progress.elapsed_s >= 20.5
+
+
 def test_the_log_has_the_loss_and_the_held_out_numbers(tmp_path: Path) -> None:
     Trainer(fresh(), batches, loss, settings(tmp_path), lambda model: {"heldout": 2.0}).run()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -181,8 +182,9 @@ def run_stage(
     heldout: Sequence[Sample],
     folder: Path,
     recipe: Recipe,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Train one stage to its end."""
+    """Train one stage to its end; `clock` counts its minutes."""
     draft.train().requires_grad_(True)
     adapter = getattr(draft, "adapter", None)
     if stage.train != "all":
@@ -226,6 +228,7 @@ def run_stage(
             evaluate_s=stage.evaluate_minutes * 60,
             watch=f"{HELDOUT}_acceptance_length",
             patience=stage.patience,
+            clock=clock,
         ),
         evaluate=lambda _: {f"{HELDOUT}_{k}": v for k, v in judge(heldout).items()},
         split=split,

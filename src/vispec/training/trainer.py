@@ -79,6 +79,8 @@ class Settings:
             left at the end; 0 for none.
         watch: the number of ``evaluate`` that should grow.
         patience: evaluations in a row without a better one, after which the run ends; 0 for none.
+        clock: what all seconds are counted by; `time.process_time` for runs that are compared on a
+            machine which does other things too.
     """
 
     folder: Path
@@ -99,6 +101,7 @@ class Settings:
     ema: float = 0.0
     watch: str = ""
     patience: int = 0
+    clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
         if (self.budget_s is None) == (self.budget_steps is None):
@@ -188,7 +191,7 @@ class Trainer:
         """Train to the end of the budget, from the last checkpoint if there is one."""
         self._load()
         settings, progress = self.settings, self.progress
-        self._began = time.monotonic() - progress.elapsed_s
+        self._began = settings.clock() - progress.elapsed_s
         logged = saved = evaluated = progress.elapsed_s
         losses: list[float] = []
         steps_logged = progress.step
@@ -227,7 +230,7 @@ class Trainer:
 
     def _elapsed(self) -> float:
         """Seconds spent, the same on every process."""
-        spent = torch.tensor(time.monotonic() - self._began, dtype=torch.float64)
+        spent = torch.tensor(self.settings.clock() - self._began, dtype=torch.float64)
         if self.accelerator.num_processes > 1:
             spent = broadcast(spent.to(self.accelerator.device))
         return float(spent)

@@ -1,0 +1,325 @@
+"""What `drafts_compared.py` and `shared_adapter.py` measured, as tables and pictures.
+
+`report.py` puts them into `docs/drafts.md`. Numbers of several seeds are means over them. An
+interval holds 95 % of what draws of as many questions of every task, and of as many seeds, give;
+questions are drawn for both sides of a comparison at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vispec.training.recipes.embedded_questions import task_of
+
+DRAWS = 2000
+FULL = "query"
+"""The arm that others are compared with: ViSpec."""
+TASKS = {"photo": "photograph", "caption": "scene", "vqa": "question", "read": "reading"}
+WORDS = {
+    "query": "query (ViSpec)",
+    "none": "none (EAGLE)",
+    "hidden": "hidden (HiViS)",
+    "elastic": "elastic (SpecVLM)",
+}
+"""Arms as people call them."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of drafting, what was measured of it per seed and question: `[seeds, questions]`."""
+
+    numbers: Mapping[str, np.ndarray]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.numbers[name]
+
+    @property
+    def total_s(self) -> np.ndarray:
+        times = [value for name, value in self.numbers.items() if name.endswith("_s")]
+        found: np.ndarray = np.sum(times, 0)
+        return found
+
+
+Measure = Callable[[Way, np.ndarray, np.ndarray], float]
+"""A number of a way, of some of its seeds and some questions."""
+
+
+def acceptance(way: Way, seeds: np.ndarray, places: np.ndarray) -> float:
+    """Tokens a pass, the target's own among them."""
+    pick = np.ix_(seeds, places)
+    return float((way["new_tokens"][pick] - 1).sum() / way["target_passes"][pick].sum())
+
+
+def accepted(way: Way, seeds: np.ndarray, places: np.ndarray) -> float:
+    """Draft tokens a pass."""
+    pick = np.ix_(seeds, places)
+    return float(way["drafted_tokens"][pick].sum() / way["target_passes"][pick].sum())
+
+
+def seconds(way: Way, seeds: np.ndarray, places: np.ndarray) -> float:
+    """Seconds an answer."""
+    return float(way.total_s[np.ix_(seeds, places)].mean())
+
+
+class Result:
+    """What was measured, by way; the seeds of an arm are one way."""
+
+    def __init__(self, stated: Mapping[str, Any]) -> None:
+        self.stated = stated
+        self.tasks = np.array([task_of(key) for key in stated["questions"]])
+        seeds: dict[str, list[Mapping[str, Any]]] = {}
+        for label, numbers in stated["measured"].items():
+            seeds.setdefault(re.sub(r", seed \d+$", "", label), []).append(numbers)
+        self.ways = {
+            name: Way({key: np.array([one[key] for one in found], float) for key in found[0]})
+            for name, found in seeds.items()
+        }
+
+    def label(self, name: str) -> str:
+        """What the first seed of a way is called."""
+        seeded = f"{name}, seed 0"
+        return seeded if seeded in self.stated["measured"] else name
+
+    def seeds(self, name: str) -> int:
+        return len(self.ways[name]["new_tokens"])
+
+    def places(self, task: str | None = None) -> np.ndarray:
+        """Of questions, all or those of a task."""
+        return np.flatnonzero(self.tasks == task) if task else np.arange(len(self.tasks))
+
+    def value(self, measure: Measure, name: str, task: str | None = None) -> float:
+        way = self.ways[name]
+        return measure(way, np.arange(self.seeds(name)), self.places(task))
+
+    def ratio(
+        self, measure: Measure, name: str, other: str, places: np.ndarray | None = None
+    ) -> tuple[float, float, float]:
+        """Of one way's number to another's, and its interval."""
+        places = self.places() if places is None else places
+        ways = self.ways[name], self.ways[other]
+        counts = self.seeds(name), self.seeds(other)
+        generator = np.random.default_rng(0)
+        groups = [places[self.tasks[places] == task] for task in dict.fromkeys(self.tasks[places])]
+        every = [np.arange(count) for count in counts]
+        found = measure(ways[0], every[0], places) / measure(ways[1], every[1], places)
+        drawn = []
+        for _ in range(DRAWS):
+            some = np.concatenate([generator.choice(group, len(group)) for group in groups])
+            of = [generator.choice(count, count) for count in counts]
+            drawn.append(measure(ways[0], of[0], some) / measure(ways[1], of[1], some))
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        return found, float(low), float(high)
+
+
+def change(found: tuple[float, float, float]) -> str:
+    """A ratio as a change in percent, and its interval; bold where it does not hold zero."""
+    value, low, high = (100 * (one - 1) for one in found)
+    text = f"{value:+.1f} % ({low:+.1f} to {high:+.1f})"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def times(found: tuple[float, float, float]) -> str:
+    """A speedup and its interval."""
+    return "{:.2f}x ({:.2f} to {:.2f})".format(*found)
+
+
+def speedup(result: Result, name: str) -> tuple[float, float, float]:
+    """Over plain decoding, whole answers."""
+    value, low, high = result.ratio(seconds, name, "plain")
+    return 1 / value, 1 / high, 1 / low
+
+
+def per_pass(result: Result, name: str, time: str) -> float:
+    """Milliseconds of every verification pass."""
+    way = result.ways[name]
+    return 1000 * float(way[time].sum() / way["target_passes"].sum())
+
+
+def rows(result: Result, names: Sequence[str], header: str) -> str:
+    """A table of ways: what is accepted by task, against the full system, and how fast it is."""
+    tasks = [task for task in TASKS if task in set(result.tasks)]
+    titles = (
+        header,
+        "adapter / all, M",
+        "seeds",
+        *(TASKS[task] for task in tasks),
+        "all",
+        f"against {FULL}",
+        "draft, ms a pass",
+        "speedup",
+        "same text",
+    )
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for name in names:
+        if name not in result.ways:
+            continue
+        facts = result.stated["ways"][result.label(name)]
+        own, whole = (facts[key] / 1e6 for key in ("adapter_parameters", "parameters"))
+        same = result.ways[name]["same_text"]
+        cells = (
+            WORDS.get(name, name),
+            f"{own:.2f} / {whole:.2f}",
+            str(result.seeds(name)),
+            *(f"{result.value(acceptance, name, task):.2f}" for task in tasks),
+            f"{result.value(acceptance, name):.2f}",
+            "" if name == FULL else change(result.ratio(acceptance, name, FULL)),
+            f"{per_pass(result, name, 'draft_s'):.2f}",
+            times(speedup(result, name)),
+            f"{int(same.sum())}/{same.size}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def group(result: Result, name: str) -> list[str]:
+    """Arms of a group, the one that accepts most first."""
+    arms = [arm for arm, facts in result.stated["arms"].items() if facts["group"] == name]
+    measured = [arm for arm in arms if arm in result.ways]
+    return sorted(measured, key=lambda arm: -result.value(acceptance, arm))
+
+
+def adapters(result: Result) -> str:
+    return rows(result, group(result, "adapters"), "adapter")
+
+
+def training(result: Result) -> str:
+    names = [FULL, "query, chain", *group(result, "training"), "none", "hidden", "text alone"]
+    return rows(result, names, "full system, or changed")
+
+
+def kinds(result: Result) -> str:
+    names = [FULL, *group(result, "kinds"), "query and lookup", "lookup", "the embedded draft"]
+    return rows(result, names, "draft")
+
+
+def own_trees(result: Result) -> str:
+    """Kinds of drafts, each with the tree that suits it."""
+    names = [name for name in result.ways if name.endswith(", own tree")]
+    names.sort(key=lambda name: result.value(seconds, name))
+    lines = [
+        "| draft | tree: nodes, depth, width | acceptance length | speedup |",
+        "|---" * 4 + "|",
+    ]
+    for name in names:
+        tree = result.stated["ways"][name]["tree"]
+        lines.append(
+            f"| {name.removesuffix(', own tree')} | {tree['size']}, {tree['depth']},"
+            f" {tree['width']} | {result.value(acceptance, name):.2f}"
+            f" | {times(speedup(result, name))} |"
+        )
+    return "\n".join(lines)
+
+
+def forms(result: Result) -> str:
+    names = [name for name in result.ways if re.match(r"query, (int8|rank)", name)]
+    return rows(result, [FULL, *names, "selector"], "form")
+
+
+def aims(result: Result) -> str:
+    """Draft tokens a pass against other EAGLEs, and what of the attainable speed is reached."""
+    shown = result.places()
+    text = times(result.ratio(accepted, FULL, "text alone", shown))
+    same = times(result.ratio(accepted, FULL, "none", shown))
+    way = result.ways[FULL]
+    spent = {name: float(way[f"{name}_s"].sum()) for name in ("draft", "verify", "overhead")}
+    reached = (spent["draft"] + spent["verify"]) / sum(spent.values())
+    by_task = ", ".join(
+        f"{TASKS[task]} {times(result.ratio(accepted, FULL, 'text alone', result.places(task)))}"
+        for task in TASKS
+        if task in set(result.tasks)
+    )
+    return (
+        f"Without the target's own token, ViSpec's draft has {text} as many tokens accepted a pass"
+        f" as an EAGLE that was trained on text for as long and reads all image tokens ({by_task});"
+        f" and {same} as many as an EAGLE trained as it was. Of the time behind the prompt,"
+        f" {reached:.0%} is the two models' own, so that is the share reached of the speed that its"
+        " acceptance allows."
+    )
+
+
+def conditions(result: Result) -> str:
+    stated, machine = result.stated, result.stated["machine"]
+    counts = ", ".join(
+        f"{int((result.tasks == task).sum())} {name}" for task, name in TASKS.items()
+    )
+    tree = next(iter(stated["ways"].values()))["tree"]
+    return (
+        f"{stated['minutes']:.0f} minutes of one core for every arm, on the same"
+        f" answers and features, no trial runs; then {len(stated['questions'])} held-out questions"
+        f" ({counts}) that all answer by turns, greedily, on {machine['threads']} threads of"
+        f" {machine['processor']}; a tree of {tree['size']} nodes, depth {tree['depth']}, width"
+        f" {tree['width']} for all. torch {machine['torch']}, transformers"
+        f" {machine['transformers']}, {stated['date']}, `{stated['command']}` at"
+        f" {stated['commit'][:10]}. In brackets, 95 % intervals over questions and seeds; those of"
+        " one seed know nothing of how another start would have ended. Speedups are over the plain"
+        " loop, prompts included."
+    )
+
+
+def draw_ratios(result: Result, names: Sequence[str], path: Path, title: str) -> None:
+    """What ways accept against the full system, with intervals."""
+    from matplotlib.figure import Figure
+
+    names = [name for name in names if name in result.ways and name != FULL]
+    found = [result.ratio(acceptance, name, FULL) for name in names]
+    order = sorted(range(len(names)), key=lambda i: found[i][0])
+    figure = Figure(figsize=(7.5, 0.9 + 0.28 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    for place, i in enumerate(order):
+        value, low, high = (100 * (one - 1) for one in found[i])
+        colour = "#2a9d5c" if low > 0 else "#c0553c" if high < 0 else "#7a8290"
+        axes.plot([low, high], [place, place], color=colour, linewidth=2)
+        axes.plot([value], [place], "o", color=colour, markersize=5)
+    axes.axvline(0, color="#333", linewidth=0.8)
+    labels = [WORDS.get(names[i], names[i]) for i in order]
+    axes.set_yticks(range(len(order)), labels, fontsize=8)
+    axes.set_xlabel(f"acceptance length against {WORDS[FULL]}, %, and 95 % interval", fontsize=8)
+    axes.set_title(title, fontsize=9)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def draw_curves(result: Result, path: Path) -> None:
+    """Held-out acceptance while arms were trained."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 3.6), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    for panel, name in zip(panels, ("adapters", "training", "kinds"), strict=True):
+        for number, arm in enumerate([FULL, *(a for a in group(result, name) if a != FULL)]):
+            logs = result.stated["logs"].get(f"{arm}, seed 0", {})
+            begun, points = 0.0, []
+            for lines in logs.values():
+                points += [
+                    (begun + line["elapsed_s"] / 60, line["heldout_acceptance_length"])
+                    for line in lines
+                    if "heldout_acceptance_length" in line
+                ]
+                begun += lines[-1]["elapsed_s"] / 60
+            if points:
+                style = {"color": "black", "zorder": 9} if arm == FULL else {}
+                line = "-" if number <= 10 else "--"
+                panel.plot(*zip(*points, strict=True), line, label=WORDS.get(arm, arm), **style)
+        panel.set_title(name, fontsize=9)
+        panel.set_xlabel("minutes", fontsize=8)
+        panel.tick_params(labelsize=7)
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=5.5)
+    panels[0].set_ylabel("held-out, greedy chain", fontsize=8)
+    save(figure, path)
+
+
+def save(figure: Any, path: Path) -> None:
+    """The same picture from the same numbers."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({"svg.hashsalt": "vispec"}):
+        figure.savefig(path, metadata={"Date": None})
