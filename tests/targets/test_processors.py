@@ -66,6 +66,18 @@ PROCESSORS: dict[str, tuple[str, str, str, dict[str, str], dict[str, Any]]] = {
         {"image": "[IMG]", "image_break": "[IMG_BREAK]", "image_end": "[IMG_END]"},
         {"patch_size": 14, "spatial_merge_size": 2},
     ),
+    "qwen2_5_vl": (
+        "Qwen2_5_VLProcessor",
+        "Qwen2VLImageProcessor",
+        "<open><pad><close>",
+        {
+            "image": "<pad>",
+            "video": "<film>",
+            "vision_start": "<open>",
+            "vision_end": "<close>",
+        },
+        {},
+    ),
     "qwen3_vl": (
         "Qwen3VLProcessor",
         "Qwen2VLImageProcessor",

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -78,20 +79,59 @@ def test_datasets_of_the_hub_bring_conversations(monkeypatch: pytest.MonkeyPatch
     rows = [
         {"id": "a", "image": picture, "conversations": [
             {"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a cat"}]},
-        {"image": None, "conversations": [{"from": "human", "value": "hello"}]},
+        {"id": "b", "image": None, "conversations": [{"from": "human", "value": "hello"}]},
+        {"id": "c", "image": picture, "conversations": [{"from": "human", "value": "and?"}]},
     ]  # fmt: skip
+    features = datasets.Features(
+        {
+            "id": datasets.Value("string"),
+            "image": datasets.Image(),
+            "conversations": [
+                {"from": datasets.Value("string"), "value": datasets.Value("string")}
+            ],
+        }
+    )
+    made = datasets.Dataset.from_list(rows, features)
     asked: list[Any] = []
 
-    def load(*given: Any, **options: Any) -> list[dict[str, Any]]:
+    def load(*given: Any, **options: Any) -> Any:
         asked.append((given, options))
-        return rows
+        return made
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    opened: list[int] = []
+    cell = module._cell
+    monkeypatch.setattr(module, "_cell", lambda *given: opened.append(given[1]) or cell(*given))
     found = questions(Source("someone/data", config="c", split="test"), "d")
     assert asked == [(("someone/data", "c"), {"split": "test"})]
-    assert [q.prompt for q in found] == ["what?", "hello"]
-    assert [q.key for q in found] == ["d-a", "d-1"]
-    assert [q.shown() for q in found] == [[picture], []]
+    assert [q.prompt for q in found] == ["what?", "hello", "and?"]
+    assert [q.key for q in found] == ["d-a", "d-b", "d-c"]
+    assert opened == []
+    shown = [[np.asarray(one) for one in q.shown()] for q in found]
+    assert [len(one) for one in shown] == [1, 0, 1]
+    assert np.array_equal(shown[0][0], np.asarray(picture))
+    assert opened == [0, 1, 2]
+    (last,) = questions(Source("someone/data", first=2, limit=9), "d")
+    assert last.key == "d-c"
+    assert np.array_equal(np.asarray(last.shown()[0]), np.asarray(picture))
+    assert questions(Source("someone/data", shown=False, limit=1), "d")[0].shown() == []
+
+
+def test_a_row_of_a_dataset_may_have_several_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    pictures = [talking.picture(i) for i in range(3)]
+    features = datasets.Features(
+        {"question": datasets.Value("string"), "pages": [datasets.Image()]}
+    )
+    rows = [
+        {"question": "both?", "pages": pictures[:2]},
+        {"question": "it?", "pages": pictures[2:]},
+    ]
+    made = datasets.Dataset.from_list(rows, features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *given, **options: made)
+    found = questions(Source("someone/data", image="pages"), "d")
+    assert [q.key for q in found] == ["d-0", "d-1"]
+    assert [len(q.shown()) for q in found] == [2, 1]
 
 
 def test_what_holds_no_questions_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,18 +32,22 @@ class Question:
     Attributes:
         key: names the question in the files; unique.
         prompt: the text, or a conversation; see `vispec.messages`.
-        images: pictures, or what makes them when they are needed.
+        images: pictures, or what gives them when they are needed: one, several, or none.
         temperature: of the answer.
     """
 
     key: str
     prompt: str | Sequence[Message]
-    images: Sequence[ImageSource | Callable[[], Image.Image]] = ()
+    images: Sequence[ImageSource | Callable[[], Image.Image | list[Image.Image] | None]] = ()
     temperature: float = 0.0
 
     def shown(self) -> list[ImageSource]:
         """Its pictures."""
-        return [one() if callable(one) else one for one in self.images]
+        found: list[ImageSource] = []
+        for one in self.images:
+            given = one() if callable(one) else one
+            found += given if isinstance(given, list) else [] if given is None else [given]
+        return found
 
     def encode(self, target: Target) -> Prompt:
         """As the target's inputs."""

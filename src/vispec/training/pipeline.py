@@ -86,7 +86,7 @@ def train(
         name: look_up(target, recipe, cache, name, asked[name], answers[name], layers)
         for name in asked
     }
-    heldout = list(data[HELDOUT])
+    heldout = data[HELDOUT]
     judge = judged_by(draft, target)
     for stage in recipe.stages:
         run_stage(
@@ -244,10 +244,13 @@ def judged_by(draft: Any, target: Target) -> Callable[[Sequence[Sample]], dict[s
     def judge(samples: Sequence[Sample]) -> dict[str, float]:
         was = draft.training
         draft.eval()
-        groups = [samples[i : i + 8] for i in range(0, len(samples), 8)]
-        parts = [measure(draft, target, list(group)) for group in groups]
+        parts, counts = [], []
+        for start in range(0, len(samples), 8):
+            group = list(samples[start : start + 8])
+            parts.append(measure(draft, target, group))
+            counts.append(sum(len(sample.tokens) for sample in group))
         draft.train(was)
-        found = joined(parts, [sum(len(s.tokens) for s in group) for group in groups])
+        found = joined(parts, counts)
         return {k: v for k, v in found.items() if k not in ("cycles", "said")}
 
     return judge

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from itertools import islice
+from collections.abc import Collection, Iterator, Mapping
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -70,28 +71,20 @@ def questions(source: Source, name: str) -> list[Question]:
     Raises:
         SettingsError: if there is nothing to ask, or a row without a prompt.
     """
-    last = source.first + source.limit if source.limit else None
-    rows = islice(_rows(source), source.first, last)
-    found = [_question(row, source, f"{name}-{key}") for key, row in rows]
+    found = [_question(row, source, f"{name}-{key}") for key, row in _rows(source)]
     if not found:
         raise SettingsError(f"{source.path!r} holds no questions", __doc__ or "")
     return found
 
 
 def _rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows and what names each, pictures as paths or as the dataset has them."""
+    """Rows that are wanted and what names each, pictures as paths or as what opens them."""
     path = Path(source.path)
-    if path.is_file():
-        yield from _lines(path)
-    elif path.is_dir():
-        files = sorted(path.glob("*.jsonl"))
-        if files:
-            for file in files:
-                yield from _lines(file)
-        else:
-            yield from _pictures(path)
-    else:
-        yield from _dataset(source)
+    if not path.exists():
+        return _dataset(source)
+    files = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
+    rows = chain.from_iterable(map(_lines, files)) if files else _pictures(path)
+    return islice(rows, source.first, source.first + source.limit if source.limit else None)
 
 
 def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -145,8 +138,23 @@ def _dataset(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
         raise SettingsError(
             f"{source.path!r} is neither a folder nor a dataset that can be loaded ({reason})"
         ) from error
-    for number, row in enumerate(rows):
-        yield str(row.get("id", number)), dict(row)
+    last = min(source.first + source.limit, len(rows)) if source.limit else len(rows)
+    rows = rows.select(range(min(source.first, last), last))
+    column = _picture_column(rows.column_names, source)
+    # Pictures are opened when they are shown: there may be more of them than memory has room for.
+    texts = rows if column is None else rows.remove_columns([column])
+    for number, row in enumerate(texts):
+        shown = {} if column is None else {column: [partial(_cell, rows, number, column)]}
+        yield str(row.get("id", source.first + number)), {**row, **shown}
+
+
+def _cell(rows: Any, number: int, column: str) -> Any:
+    return rows[number][column]
+
+
+def _picture_column(names: Collection[str], source: Source) -> str | None:
+    known = [source.image] if source.image else ["images", "image"]
+    return next((name for name in known if name in names), None)
 
 
 def _question(row: Mapping[str, Any], source: Source, key: str) -> Question:
@@ -155,7 +163,8 @@ def _question(row: Mapping[str, Any], source: Source, key: str) -> Question:
         prompt += LONGER[hashlib.sha256(key.encode()).digest()[0] % len(LONGER)]
     images: list[Any] = []
     if source.shown:
-        value = row.get(source.image) if source.image else row.get("images", row.get("image"))
+        column = _picture_column(row, source)
+        value = None if column is None else row[column]
         images = [] if value is None else list(value) if isinstance(value, list) else [value]
     return Question(key, prompt, images, source.temperature)
 
