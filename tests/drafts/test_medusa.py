@@ -87,4 +87,7 @@ def test_the_text_is_the_targets_own(temperature: float) -> None:
 def test_heads_of_another_model_are_refused() -> None:
     with pytest.raises(DraftMismatchError) as error:
         MedusaDraft(MedusaConfig(8, 20)).check(talking.target())
-    assert len(error.value.mismatches) == 2
+    width, vocabulary, numbers = error.value.mismatches
+    assert "hidden size 8" in width
+    assert "vocabulary of 20" in vocabulary
+    assert "float32" in numbers

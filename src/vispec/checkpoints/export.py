@@ -11,7 +11,7 @@ from torch import nn
 from vispec.checkpoints.files import LICENCE_FILES, fetch, licence
 from vispec.checkpoints.registry import file_of
 from vispec.drafts.compression import compression_of
-from vispec.errors import CheckpointError
+from vispec.errors import CheckpointError, VispecError
 
 FORMATS = ("vispec", "eagle", "eagle3", "medusa", "dflash", "dspark", "speculators")
 
@@ -73,6 +73,12 @@ def export(
         draft, said = nearest, left_out
     file.write(draft, folder, form, **extra)
     return said
+
+
+def refuse_own_folder(place: str, folder: str | os.PathLike[str]) -> None:
+    """Raise `VispecError` if a checkpoint would be written over."""
+    if os.path.exists(folder) and os.path.samefile(folder, place):
+        raise VispecError(f"'{folder}' is the draft's own folder; write to another one")
 
 
 def carry_licence(place: str, folder: str | os.PathLike[str]) -> str | None:

@@ -40,13 +40,14 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
 def run(options: argparse.Namespace) -> int:
     """Read, compress, write, say how much smaller it is."""
     quiet_libraries()
-    from vispec.checkpoints.export import carry_licence, write
+    from vispec.checkpoints.export import carry_licence, refuse_own_folder, write
     from vispec.checkpoints.files import locate
     from vispec.checkpoints.registry import plan_of, read
     from vispec.drafts.compression import compress
     from vispec.errors import VispecError
 
     place, pickled = locate(options.draft, "draft"), options.allow_pickle
+    refuse_own_folder(place, options.folder)
     facts = plan_of(place, options.draft, pickled=pickled).facts
     draft = read(place, label=options.draft, pickled=pickled)
     small = compress(draft, options.form, options.rank)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import Any
 
 from rich.text import Text
@@ -52,13 +51,12 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
 def run(options: argparse.Namespace) -> int:
     """Read, write, say what is missing."""
     quiet_libraries()
-    from vispec.checkpoints.export import carry_licence, export
+    from vispec.checkpoints.export import carry_licence, export, refuse_own_folder
     from vispec.checkpoints.files import locate
     from vispec.checkpoints.registry import plan_of, read
 
     place, pickled = locate(options.draft, "draft"), options.allow_pickle
-    if os.path.exists(options.folder) and os.path.samefile(options.folder, place):
-        raise VispecError(f"'{options.folder}' is the draft's own folder; write to another one")
+    refuse_own_folder(place, options.folder)
     facts = plan_of(place, options.draft, pickled=pickled).facts
     draft = read(place, label=options.draft, pickled=pickled)
     extra = {**facts, **({"target": options.target} if options.target else {})}

@@ -102,3 +102,27 @@ def shared_misfits(draft: Any, target: Target) -> list[str]:
         f"draft of hidden size {size} shares the {names} of the target, whose hidden size is"
         f" {theirs}"
     ]
+
+
+def size_misfits(hidden_size: int, vocab_size: int, target: Target) -> list[str]:
+    """Sizes that a draft expects and its target has not."""
+    problems = []
+    if hidden_size != target.hidden_size:
+        problems.append(f"draft expects hidden size {hidden_size}, target has {target.hidden_size}")
+    if vocab_size != target.vocab_size:
+        problems.append(
+            f"draft expects a vocabulary of {vocab_size}, target has {target.vocab_size}"
+        )
+    return problems
+
+
+def placing_misfits(draft: nn.Module, target: Target) -> list[str]:
+    """Of a draft that has its weights already: numbers and devices that do not go together."""
+    own, found = numbers_of(draft), []
+    if own.is_meta:
+        return []
+    if own.dtype != target.dtype:
+        found.append(f"draft is in {own.dtype}, target in {target.dtype}: draft.to(dtype=…)")
+    if own.device != target.device:
+        found.append(f"draft is on {own.device}, target on {target.device}: draft.to(device=…)")
+    return found

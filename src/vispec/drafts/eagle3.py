@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vispec.adapters.base import Adapter
 from vispec.decoding.cache import SlotCache
-from vispec.drafts.base import shared_misfits
+from vispec.drafts.base import placing_misfits, shared_misfits
 from vispec.drafts.layers import Attention, Mlp, Rotary, Rotation
 from vispec.drafts.sequential import SequentialDraft
 from vispec.targets.base import Target
@@ -213,4 +213,4 @@ class Eagle3Draft(SequentialDraft):
             problems.append(
                 f"draft expects a vocabulary of {c.vocab_size}, target has {target.vocab_size}"
             )
-        return problems + self._layers_beyond(target) + self._elsewhere(target)
+        return problems + self._layers_beyond(target) + placing_misfits(self, target)

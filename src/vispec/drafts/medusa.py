@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vispec.decoding.tree import SampledShape, Tree, TreeShape
-from vispec.drafts.base import DraftNoise, numbers_of
+from vispec.drafts.base import DraftNoise, numbers_of, placing_misfits, size_misfits
 from vispec.drafts.growth import grow
 from vispec.errors import DraftMismatchError
 from vispec.targets.base import Prefill, Prompt, Target
@@ -95,15 +95,9 @@ class MedusaDraft(nn.Module):
         return ()
 
     def check(self, target: Target) -> None:
-        c, problems = self.config, []
-        if c.hidden_size != target.hidden_size:
-            problems.append(
-                f"draft expects hidden size {c.hidden_size}, target has {target.hidden_size}"
-            )
-        if c.vocab_size != target.vocab_size:
-            problems.append(
-                f"draft expects a vocabulary of {c.vocab_size}, target has {target.vocab_size}"
-            )
+        c = self.config
+        problems = size_misfits(c.hidden_size, c.vocab_size, target)
+        problems += placing_misfits(self, target)
         if problems:
             raise DraftMismatchError(self.name, target.name, problems)
 

@@ -23,7 +23,7 @@ from vispec.adapters.base import Adapter
 from vispec.decoding.cache import SlotCache
 from vispec.decoding.compilation import compiled
 from vispec.decoding.tree import Tree, TreeShape
-from vispec.drafts.base import numbers_of
+from vispec.drafts.base import numbers_of, placing_misfits, size_misfits
 from vispec.drafts.growth import Expand, grow_dynamic
 from vispec.drafts.reading import Reading, Seen, read
 from vispec.drafts.sequential_session import SequentialSession
@@ -143,27 +143,8 @@ class SequentialDraft(nn.Module):
 
     def mismatches(self, target: Target) -> list[str]:
         """One sentence for everything that does not fit."""
-        problems = []
-        if self.width != target.hidden_size:
-            problems.append(
-                f"draft expects hidden size {self.width}, target has {target.hidden_size}"
-            )
-        if self.vocabulary != target.vocab_size:
-            problems.append(
-                f"draft expects a vocabulary of {self.vocabulary}, target has {target.vocab_size}"
-            )
-        return problems + self._layers_beyond(target) + self._elsewhere(target)
-
-    def _elsewhere(self, target: Target) -> list[str]:
-        """Of a draft that has its weights already: numbers and devices that do not go together."""
-        own, found = numbers_of(self), []
-        if own.is_meta:
-            return []
-        if own.dtype != target.dtype:
-            found.append(f"draft is in {own.dtype}, target in {target.dtype}: draft.to(dtype=…)")
-        if own.device != target.device:
-            found.append(f"draft is on {own.device}, target on {target.device}: draft.to(device=…)")
-        return found
+        problems = size_misfits(self.width, self.vocabulary, target)
+        return problems + self._layers_beyond(target) + placing_misfits(self, target)
 
     def _layers_beyond(self, target: Target) -> list[str]:
         count = target.text_config.num_hidden_layers
