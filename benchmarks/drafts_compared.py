@@ -364,8 +364,9 @@ def trees_of(
     fresh += questions_of.photo_questions(options.data, options.photos + 4, "train", (0.0,))[-4:]
     requests = [question.request(112, 0) for question in fresh]
     for name, draft in drafts.items():
-        kind = ARMS[name.split(", seed")[0]].group if ", seed" in name else "kinds"
-        if kind != "kinds" and name != "query, seed 0":
+        arm = ARMS.get(name.removesuffix(", seed 0"))
+        of_a_kind = arm is not None and arm.group == "kinds"
+        if not of_a_kind and name not in ("query, seed 0", "lookup", "query and lookup"):
             continue
         if name not in known:
             print(f"the tree of {name}", flush=True)
@@ -382,14 +383,16 @@ def trees_of(
 
 
 def size(draft: Any) -> dict[str, int]:
-    """How many numbers a draft has, and its adapter among them."""
+    """How many numbers a draft has, its adapter among them, and bytes as it is stored."""
     draft = draft.draft if isinstance(draft, HybridDraft) else draft
     module = draft.model.model if isinstance(draft, LanguageModelDraft) else draft
-    adapter = getattr(module, "adapter", None)
-    return {
-        name: sum(p.numel() for p in part.parameters()) if isinstance(part, nn.Module) else 0
-        for name, part in (("parameters", module), ("adapter_parameters", adapter))
+    parts = {"parameters": module, "adapter_parameters": getattr(module, "adapter", None)}
+    found = {
+        name: list(p.parameters()) if isinstance(p, nn.Module) else [] for name, p in parts.items()
     }
+    counts = {name: sum(p.numel() for p in numbers) for name, numbers in found.items()}
+    stored = (p.numel() * (2 if p.is_floating_point() else 1) for p in found["parameters"])
+    return {**counts, "bytes": sum(stored)}
 
 
 def ask(ways: Mapping[str, Engine], asked: Sequence[Question], path: Path) -> dict[str, Measured]:

@@ -7,6 +7,8 @@ questions are drawn for both sides of a comparison at once.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,10 +102,14 @@ class Result:
     def ratio(
         self, measure: Measure, name: str, other: str, places: np.ndarray | None = None
     ) -> tuple[float, float, float]:
-        """Of one way's number to another's, and its interval."""
+        """Of one way's number to another's, and its interval.
+
+        What was made from the first seed's draft is compared with that one alone.
+        """
         places = self.places() if places is None else places
         ways = self.ways[name], self.ways[other]
-        counts = self.seeds(name), self.seeds(other)
+        made = name.startswith((f"{other}, ", f"{other} and lookup"))
+        counts = self.seeds(name), 1 if made else self.seeds(other)
         generator = np.random.default_rng(0)
         groups = [places[self.tasks[places] == task] for task in dict.fromkeys(self.tasks[places])]
         every = [np.arange(count) for count in counts]
@@ -146,7 +152,7 @@ def rows(result: Result, names: Sequence[str], header: str) -> str:
     tasks = [task for task in TASKS if task in set(result.tasks)]
     titles = (
         header,
-        "adapter / all, M",
+        "adapter / all, M (MB)",
         "seeds",
         *(TASKS[task] for task in tasks),
         "all",
@@ -164,7 +170,7 @@ def rows(result: Result, names: Sequence[str], header: str) -> str:
         same = result.ways[name]["same_text"]
         cells = (
             WORDS.get(name, name),
-            f"{own:.2f} / {whole:.2f}",
+            f"{own:.2f} / {whole:.2f} ({facts['bytes'] / 1e6:.1f})",
             str(result.seeds(name)),
             *(f"{result.value(acceptance, name, task):.2f}" for task in tasks),
             f"{result.value(acceptance, name):.2f}",
@@ -217,7 +223,7 @@ def own_trees(result: Result) -> str:
 
 
 def forms(result: Result) -> str:
-    names = [name for name in result.ways if re.match(r"query, (int8|rank)", name)]
+    names = [name for name in result.ways if re.match(r"query, (int8|rank \d+)$", name)]
     return rows(result, [FULL, *names, "selector"], "form")
 
 
@@ -284,7 +290,7 @@ def draw_ratios(result: Result, names: Sequence[str], path: Path, title: str) ->
     axes.tick_params(axis="x", labelsize=8)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    save(figure, path)
+    save(figure, path, result)
 
 
 def draw_curves(result: Result, path: Path) -> None:
@@ -314,12 +320,120 @@ def draw_curves(result: Result, path: Path) -> None:
         panel.grid(alpha=0.3)
         panel.legend(fontsize=5.5)
     panels[0].set_ylabel("held-out, greedy chain", fontsize=8)
-    save(figure, path)
+    save(figure, path, result)
 
 
-def save(figure: Any, path: Path) -> None:
+def shared(stated: Mapping[str, Any]) -> str:
+    """One adapter for two targets, beside one for each."""
+    lines = [
+        "| target | adapter | its parameters, M | of them shared | acceptance length | shared "
+        "against own | speedup | same text |",
+        "|---" * 8 + "|",
+    ]
+    for target, facts in stated["targets"].items():
+        result = Result({**stated, "measured": facts["measured"]})
+        for kind in ("own", "shared"):
+            own = facts["sizes"][kind]["adapter_parameters"]
+            common = facts["core"] if kind == "shared" else 0
+            same = result.ways[kind]["same_text"]
+            against = change(result.ratio(acceptance, kind, "own")) if kind == "shared" else ""
+            lines.append(
+                f"| {target} | {kind} | {own / 1e6:.2f} | {common / 1e6:.2f}"
+                f" | {result.value(acceptance, kind):.2f} | {against}"
+                f" | {times(speedup(result, kind))} | {int(same.sum())}/{same.size} |"
+            )
+    return "\n".join(lines)
+
+
+def adapter_costs(stated: Mapping[str, Any]) -> str:
+    """What an adapter makes of one image, and how long it takes."""
+    rows = stated["adapters"]
+    small, large = ([r for r in rows if r["size"] == size] for size in ("embedded", "7B"))
+    lines = [
+        "| adapter | vectors of an image of 144 | parameters, M | ms | vectors of 576 |"
+        " parameters at 7B, M | ms |",
+        "|---" * 7 + "|",
+    ]
+    for one, other in zip(small, large, strict=True):
+        words = [f"{r['tokens']}{' and a global one' if r['global'] else ''}" for r in (one, other)]
+        lines.append(
+            f"| {one['adapter']} | {words[0]} | {one['parameters'] / 1e6:.2f} | {one['ms']:.2f}"
+            f" | {words[1]} | {other['parameters'] / 1e6:.1f} | {other['ms']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def training_costs(stated: Mapping[str, Any]) -> str:
+    """Throughput and memory of training, by how features are had."""
+    lines = [
+        "| features | answer tokens a second | positions a second | peak memory, MB | bytes a"
+        " position |",
+        "|---" * 5 + "|",
+    ]
+    for mode, runs in stated["runs"].items():
+        tokens, positions, peak = (
+            [run[name] for run in runs] for name in ("tokens_per_s", "positions_per_s", "peak_mb")
+        )
+        kept = f"{stated['kept'][mode]['bytes']:.0f}" if mode in stated["kept"] else "none"
+        lines.append(
+            f"| {mode} | {np.median(tokens):.0f} ({min(tokens):.0f} to {max(tokens):.0f})"
+            f" | {np.median(positions):.0f} | {np.median(peak):.0f}"
+            f" | {kept} |"
+        )
+    return "\n".join(lines)
+
+
+def sections(folder: Path) -> dict[str, str]:
+    """What belongs between the marks of the page, of what was measured."""
+    found: dict[str, str] = {}
+    if (path := folder / "drafts.json").exists():
+        result = Result(json.loads(path.read_text()))
+        for part in (conditions, adapters, training, kinds, own_trees, forms, aims):
+            found[f"drafts-{part.__name__.replace('_', '-')}"] = part(result)
+    if (path := folder / "shared.json").exists():
+        found["drafts-shared"] = shared(json.loads(path.read_text()))
+    if (path := folder / "training-costs.json").exists():
+        stated = json.loads(path.read_text())
+        found["training-costs"] = training_costs(stated)
+        found["adapter-costs"] = adapter_costs(stated)
+    return found
+
+
+PICTURES = ("adapters", "ablation", "kinds", "curves")
+
+
+def draw(folder: Path) -> None:
+    """The pictures, beside the results."""
+    if not (path := folder / "drafts.json").exists():
+        return
+    result = Result(json.loads(path.read_text()))
+    full = ["query, chain", "none", "hidden", "text alone"]
+    for name, names, title in (
+        ("adapters", group(result, "adapters"), "adapters"),
+        ("ablation", [*group(result, "training"), *full], "the full system, changed"),
+        ("kinds", [*group(result, "kinds"), "query and lookup", "lookup"], "kinds of drafts"),
+    ):
+        draw_ratios(result, names, folder / f"drafts-{name}.svg", title)
+    draw_curves(result, folder / "drafts-curves.svg")
+
+
+def drawn(folder: Path) -> bool:
+    """Whether the pictures show what was measured."""
+    if not (path := folder / "drafts.json").exists():
+        return True
+    mark = digest(json.loads(path.read_text()))
+    pictures = [folder / f"drafts-{name}.svg" for name in PICTURES]
+    return all(one.exists() and mark in one.read_text() for one in pictures)
+
+
+def digest(result: Mapping[str, Any]) -> str:
+    """What a picture is marked with, to tell which numbers it shows."""
+    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def save(figure: Any, path: Path, result: Result) -> None:
     """The same picture from the same numbers."""
     import matplotlib as mpl
 
     with mpl.rc_context({"svg.hashsalt": "vispec"}):
-        figure.savefig(path, metadata={"Date": None})
+        figure.savefig(path, metadata={"Date": None, "Description": digest(result.stated)})

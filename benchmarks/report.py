@@ -1,22 +1,24 @@
-"""The README's tables and picture, from the results that benchmarks wrote.
+"""The tables and pictures of README and documentation, from the results that benchmarks wrote.
 
     python benchmarks/report.py             # rewrite them
-    python benchmarks/report.py --check     # fail if the README says anything else
+    python benchmarks/report.py --check     # fail if a page says anything else
 
-Tables stand between ``<!-- NAME -->`` and ``<!-- end NAME -->`` in the README. The picture is
-``benchmarks/results/embedded-cpu.svg``; drawing it needs matplotlib.
+Tables stand between ``<!-- NAME -->`` and ``<!-- end NAME -->`` on their page. Pictures lie beside
+the results; drawing them needs matplotlib.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import drafts_report
+from drafts_report import digest
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -244,9 +246,9 @@ def conformance(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def sections() -> dict[str, str]:
-    """What belongs between the README's marks, by mark."""
-    found = {}
+def sections() -> dict[str, dict[str, str]]:
+    """What belongs between the marks of every page, by mark."""
+    found: dict[str, dict[str, str]] = {"README.md": {}, "docs/drafts.md": {}}
     for name, parts in (
         ("embedded-cpu", {"speed": headline, "conditions": conditions}),
         ("embedded-quality", {"sight": sight, "acceptance": acceptance}),
@@ -254,7 +256,9 @@ def sections() -> dict[str, str]:
     ):
         result = measured(name)
         if result is not None:
-            found |= {mark: part(result) for mark, part in parts.items()}
+            found["README.md"] |= {mark: part(result) for mark, part in parts.items()}
+    for mark, text in drafts_report.sections(RESULTS).items():
+        found["docs/drafts.md"][mark] = text
     return found
 
 
@@ -317,29 +321,27 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None, "Description": digest(result)})
 
 
-def digest(result: dict[str, Any]) -> str:
-    """What a picture is marked with, to tell which numbers it shows."""
-    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def main(arguments: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="change nothing; fail if it would")
     given = parser.parse_args(list(arguments) if arguments is not None else None)
-    page = ROOT / "README.md"
-    before = page.read_text(encoding="utf-8")
-    after = written(before, sections())
+    pages = {ROOT / name: parts for name, parts in sections().items() if parts}
+    before = {page: page.read_text(encoding="utf-8") for page in pages}
+    after = {page: written(before[page], parts) for page, parts in pages.items()}
     result = measured("embedded-cpu")
     if given.check:
         drawn = result is None or (PICTURE.exists() and digest(result) in PICTURE.read_text())
+        drawn = drawn and drafts_report.drawn(RESULTS)
         if after != before or not drawn:
-            sys.exit("README or picture are not of what was measured: run benchmarks/report.py")
+            sys.exit("pages or pictures are not of what was measured: run benchmarks/report.py")
         return
-    page.write_text(after, encoding="utf-8")
+    for page, text in after.items():
+        page.write_text(text, encoding="utf-8")
     if result is not None:
         draw(result, PICTURE)
+    drafts_report.draw(RESULTS)
 
 
 if __name__ == "__main__":

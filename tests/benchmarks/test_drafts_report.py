@@ -38,7 +38,12 @@ def result(**ways: dict[str, list[Any]]) -> dict[str, Any]:
         "questions": KEYS,
         "measured": found,
         "ways": {
-            name: {"tree": tree, "parameters": 700_000, "adapter_parameters": 20_000}
+            name: {
+                "tree": tree,
+                "parameters": 700_000,
+                "adapter_parameters": 20_000,
+                "bytes": 1_400_000,
+            }
             for name in found
             if name != "plain"
         },
@@ -93,10 +98,21 @@ def test_questions_are_drawn_for_both_sides_at_once() -> None:
     assert found.ratio(report.acceptance, "query", "none") == pytest.approx((2, 2, 2))
 
 
+def test_what_was_made_of_the_first_seed_is_compared_with_it() -> None:
+    stated = result(
+        query_0=measured([2, 2, 2, 2], 1.0),
+        query_1=measured([5, 5, 5, 5], 1.0),
+        plain=measured([10, 10, 10, 10], 1.0),
+    )
+    stated["measured"]["query, int8"] = measured([4, 4, 4, 4], 1.0)
+    found = report.Result(stated)
+    assert found.ratio(report.acceptance, "query, int8", "query") == pytest.approx((0.5,) * 3)
+
+
 def test_tables_have_a_row_for_every_way() -> None:
     table = report.adapters(report.Result(STATED)).splitlines()
     assert len(table) == 4
-    assert table[2].startswith("| query (ViSpec) | 0.02 / 0.70 | 2 | 3.33 | 5.00 | 4.00 |  |")
+    assert table[2].startswith("| query (ViSpec) | 0.02 / 0.70 (1.4) | 2 | 3.33 | 5.00 | 4.00 |  |")
     assert "| **-50.0 % " in table[3]
     assert table[3].endswith("| 0/4 |")
 
