@@ -137,6 +137,7 @@ ARMS: dict[str, Arm] = {
         DraftRecipe(kind="medusa", heads=5),
         (replace(SHOWN, losses=TOKENS, decay=0.8, minutes=1.0, learning_rate=1e-3, noise=0.0),),
     ),
+    "two layers": Arm("training", replace(VISPEC, layers=2)),
     "small model": Arm("kinds", Small(), ()),
     "small model, blind": Arm("kinds", Small(sees=False), ()),
 }

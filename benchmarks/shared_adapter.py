@@ -16,7 +16,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,10 +146,6 @@ def train_shared(
         Stage(draft.train(), target, SHOWN.losses, self_fed=SHOWN.self_fed, noise=SHOWN.noise)
         for draft, target in zip(drafts, targets, strict=True)
     ]
-    judges = [
-        partial(pipeline.judged_by(draft, target), own[1])
-        for draft, target, own in zip(drafts, targets, data, strict=True)
-    ]
     Trainer(
         SharedStages(stages),
         in_turn([batches(own[0], SHOWN.batch, 0) for own in data]),
@@ -163,10 +158,10 @@ def train_shared(
             evaluate_s=minutes * 15 * len(targets),
             clock=time.process_time,
         ),
-        evaluate=lambda _: {
+        evaluate=lambda model: {
             f"heldout_{name}_of_{number}": value
-            for number, judge in enumerate(judges)
-            for name, value in judge().items()
+            for number, (stage, target) in enumerate(zip(model.stages, targets, strict=True))
+            for name, value in pipeline.judged(stage.draft, target, data[number][1]).items()
         },
         split=split_turn,
         weigh=weigh_turn,

@@ -23,7 +23,7 @@ from torch.utils.data import ConcatDataset
 from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 
 from vispec.targets import Target
-from vispec.training.draft import batches, frozen, split
+from vispec.training.draft import Beside, batches, split
 from vispec.training.features import Sample
 from vispec.training.trainer import Settings, Trainer
 
@@ -62,7 +62,7 @@ class Sibling(nn.Module):
         self.shown = nn.Linear(size, size, bias=False) if shape.sees else None
         if self.shown is not None:
             nn.init.eye_(self.shown.weight)
-        self._frozen = target, frozen(target.head)
+        self._beside = Beside(target)
 
     @staticmethod
     def weight(samples: Sequence[Sample]) -> int:
@@ -89,7 +89,7 @@ class Sibling(nn.Module):
             torch.cat([hidden[i, place.start : place.stop] for i, place in enumerate(at)])
         ).float()
         with torch.no_grad():
-            target, head = self._frozen
+            target, head = self._beside.target, self._beside.head
             true = torch.cat([s.hidden[-len(s.tokens) - 1 :] for s in samples])
             true_logits = functional.linear(true.to(target.dtype), head.weight, head.bias).float()
         loss = functional.kl_div(

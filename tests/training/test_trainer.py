@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,8 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
+from vispec.errors import SettingsError
 from vispec.training.trainer import Progress, Settings, Trainer, rate
 
 
@@ -205,6 +209,100 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     lines = (tmp_path / "two" / "log.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines]
     assert steps == sorted(set(steps)), "both processes wrote the log"
+
+
+SPREAD = """
+import sys
+import torch
+from pathlib import Path
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+sys.path[:0] = {path!r}
+# What accelerate does where there are several accelerators, which it does not offer on CPUs.
+Accelerator.distributed_type = property(lambda self: DistributedType.FSDP)
+Accelerator.is_fsdp2 = property(lambda self: True)
+AcceleratorState.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+from training.test_trainer import Trainer, mean_loss, settings, split, uneven, weigh
+from torch import nn
+torch.manual_seed(3)
+model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)).double()
+seen = []
+def judge(judged):
+    seen.append(judged(torch.ones(1, 4).double()).sum().item())
+    return {{"heldout": seen[-1]}}
+def batches(step):
+    if step == int(sys.argv[2]):
+        raise KeyboardInterrupt
+    return [sample.double() for sample in uneven(step)]
+chosen = settings(Path(sys.argv[1]), evaluate_s=0.0)
+trainer = Trainer(model, batches, mean_loss, chosen, judge, split=split, weigh=weigh)
+if int(sys.argv[3]) == 2:
+    assert "DTensor" in str(type(next(trainer.running.parameters())))
+def leave():
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+try:
+    trainer.run()
+except KeyboardInterrupt:
+    leave()
+    sys.exit()
+assert all(type(p) is nn.Parameter for p in model.parameters())
+torch.save((model.state_dict(), seen), sys.argv[1] + "/weights.pt")
+leave()
+"""
+
+
+def spread(folder: Path, script: Path, processes: int, dies: int = -1) -> None:
+    """Run the script above; several processes share its weights out."""
+    text = SPREAD.format(path=sys.path)
+    if processes == 1:
+        text = "\n".join(line for line in text.splitlines() if not line.startswith("Accelerator"))
+    script.write_text(text)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *(launch if processes > 1 else [])]
+    command += [str(script), str(folder), str(dies), str(processes)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.slow
+def test_weights_that_are_spread_over_processes_train_as_whole_ones(tmp_path: Path) -> None:
+    spread(tmp_path / "one", tmp_path / "script.py", 1)
+    spread(tmp_path / "two", tmp_path / "script.py", 2, dies=7)
+    spread(tmp_path / "two", tmp_path / "script.py", 2)
+    (one, seen), (two, seen_later) = (
+        torch.load(tmp_path / name / "weights.pt") for name in ("one", "two")
+    )
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=0, atol=1e-12)
+    # What was judged after the resumption is what was judged there of the whole weights.
+    assert 0 < len(seen_later) < len(seen)
+    assert seen[-len(seen_later) :] == pytest.approx(seen_later, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "changes", "words"),
+    [
+        ("DEEPSPEED", 2, {}, "DEEPSPEED, which steps"),
+        ("FSDP", 1, {}, "under FSDP 1"),
+        ("FSDP", 2, {"ema": 0.9}, "running mean"),
+    ],
+)
+def test_what_cannot_train_a_draft_is_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    version: int,
+    changes: dict[str, Any],
+    words: str,
+) -> None:
+    monkeypatch.setattr(Accelerator, "distributed_type", getattr(DistributedType, kind))
+    monkeypatch.setattr(Accelerator, "is_fsdp2", version == 2)
+    with pytest.raises(SettingsError, match=words):
+        Trainer(fresh(), batches, loss, settings(tmp_path, **changes))
 
 
 DIES = """

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,16 @@ def split(samples: list[Sample], parts: int) -> list[list[Sample]]:
     return [samples[i::parts] for i in range(min(parts, len(samples)))]
 
 
+class Beside:
+    """A target and its LM head, which a module that holds this does not train, copy or keep."""
+
+    def __init__(self, target: Target) -> None:
+        self.target, self.head = target, frozen(target.head)
+
+    def __deepcopy__(self, memo: Any) -> Beside:
+        return self
+
+
 class Stage(nn.Module):
     """A draft with what one stage of its training asks of it.
 
@@ -87,8 +98,7 @@ class Stage(nn.Module):
         super().__init__()
         self.draft, self.loss = draft, weighted(losses)
         self.self_fed, self.noise, self.decay = self_fed, noise, decay
-        # Neither is a part of what is trained, copied or kept.
-        self._frozen = target, frozen(target.head)
+        self._beside = Beside(target)
 
     @staticmethod
     def weight(samples: Sequence[Sample]) -> int:
@@ -97,7 +107,7 @@ class Stage(nn.Module):
 
     def forward(self, samples: Sequence[Sample]) -> tuple[Tensor, dict[str, float]]:
         """The mean loss over all answer positions, and the share of tokens guessed right."""
-        target, head = self._frozen
+        target, head = self._beside.target, self._beside.head
         asked = _Asked.of(samples, self.draft, target)
         passes = unroll(self.draft, asked, self.self_fed, self.noise)
         total = asked.hidden.new_zeros(()) if passes.loss is None else passes.loss

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from vispec.drafts.medusa import MedusaDraft
 from vispec.targets import Target
 from vispec.training.chains import walked
-from vispec.training.draft import Stage, frozen
+from vispec.training.draft import Beside, Stage, frozen
 from vispec.training.features import Sample
 from vispec.training.losses import Guess, accuracy, weighted
 
@@ -42,13 +42,13 @@ class MedusaStage(nn.Module):
     ) -> None:
         super().__init__()
         self.draft, self.loss, self.decay = draft, weighted(losses), decay
-        self._frozen = target, frozen(target.head)
+        self._beside = Beside(target)
 
     weight = staticmethod(Stage.weight)
 
     def forward(self, samples: Sequence[Sample]) -> tuple[Tensor, dict[str, float]]:
         """The mean loss over all answer positions, and the share of tokens guessed right."""
-        target, head = self._frozen
+        target, head = self._beside.target, self._beside.head
         hidden = [_answered(sample, self.draft) for sample in samples]
         with torch.no_grad():
             true = [target.logits(one.to(target.dtype)).float() for one in hidden]

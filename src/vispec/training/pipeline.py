@@ -87,13 +87,12 @@ def train(
         for name in asked
     }
     heldout = data[HELDOUT]
-    judge = judged_by(draft, target)
     for stage in recipe.stages:
         run_stage(
             draft, target, stage, [data[name] for name in stage.data], heldout, folder, recipe
         )
     draft.eval().requires_grad_(False)
-    found = judge(heldout)
+    found = judged(draft, target, heldout)
     if state.is_main_process:
         finish(draft, recipe, folder, found, provenance(command, cache / "answers"), answers)
     state.wait_for_everyone()
@@ -208,7 +207,6 @@ def run_stage(
             noise=stage.noise,
             decay=stage.decay,
         )
-    judge = judged_by(draft, target)
     parts: Any = data
     whole: Any = ConcatDataset(parts)
     Trainer(
@@ -230,30 +228,29 @@ def run_stage(
             patience=stage.patience,
             clock=clock,
         ),
-        evaluate=lambda _: {f"{HELDOUT}_{k}": v for k, v in judge(heldout).items()},
+        evaluate=lambda model: {
+            f"{HELDOUT}_{name}": value
+            for name, value in judged(model.draft, target, heldout).items()
+        },
         split=split,
         weigh=Stage.weight,
         names=lambda samples: ", ".join(sample.key for sample in samples),
     ).run()
 
 
-def judged_by(draft: Any, target: Target) -> Callable[[Sequence[Sample]], dict[str, float]]:
+def judged(draft: Any, target: Target, samples: Sequence[Sample]) -> dict[str, float]:
     """What greedy chains accept of samples."""
     measure: Any = medusa_acceptance if isinstance(draft, MedusaDraft) else acceptance
-
-    def judge(samples: Sequence[Sample]) -> dict[str, float]:
-        was = draft.training
-        draft.eval()
-        parts, counts = [], []
-        for start in range(0, len(samples), 8):
-            group = list(samples[start : start + 8])
-            parts.append(measure(draft, target, group))
-            counts.append(sum(len(sample.tokens) for sample in group))
-        draft.train(was)
-        found = joined(parts, counts)
-        return {k: v for k, v in found.items() if k not in ("cycles", "said")}
-
-    return judge
+    was = draft.training
+    draft.eval()
+    parts, counts = [], []
+    for start in range(0, len(samples), 8):
+        group = list(samples[start : start + 8])
+        parts.append(measure(draft, target, group))
+        counts.append(sum(len(sample.tokens) for sample in group))
+    draft.train(was)
+    found = joined(parts, counts)
+    return {k: v for k, v in found.items() if k not in ("cycles", "said")}
 
 
 def finish(

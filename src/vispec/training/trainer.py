@@ -29,7 +29,8 @@ and a function from (model, batch) to loss; it gives back the trained model::
   weights become what one process would have made of all of it. ``split`` says how a batch is taken
   apart, ``weigh`` how much each part of it counts in a mean over all. ``settings.accumulate`` takes
   batches apart likewise, where they do not fit into memory. What learns must be called through the
-  model that the loss function is given.
+  model that the loss function is given. Where FSDP spreads the weights (version 2), the model given
+  here is brought up to date whenever it is evaluated, kept, or returned.
 * **On a CPU.** Start with another allocator and threads that wait a moment before they sleep:
   ``LD_PRELOAD=libtcmalloc_minimal.so.4 GOMP_SPINCOUNT=20000`` made a step take 0.30 s instead of
   0.53 on two cores (both changed at once; which of them it is was not measured). On cores that
@@ -39,6 +40,7 @@ and a function from (model, batch) to loss; it gives back the trained model::
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -52,10 +54,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import broadcast
+from accelerate.utils import DistributedType, broadcast
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from vispec.errors import SettingsError
 from vispec.training.muon import Muon
 
 CHECKPOINT = "checkpoint"
@@ -167,8 +171,12 @@ class Trainer:
         if self.parts > 1 and split is None:
             raise ValueError(f"batches are to be taken apart into {self.parts}: give split")
         self.progress = Progress()
-        optimizers = _optimizers(model, settings, hidden)
-        self.running, *self.optimizers = self.accelerator.prepare(model, *optimizers)
+        self.sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        self._refuse_what_cannot_be_spread()
+        # Sharding changes a module for good; the one that was given stays as it is.
+        learning = copy.deepcopy(model) if self.sharded else model
+        optimizers = _optimizers(learning, settings, hidden)
+        self.running, *self.optimizers = self.accelerator.prepare(learning, *optimizers)
         self.mean = None
         if settings.ema:
             self.mean = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
@@ -176,6 +184,26 @@ class Trainer:
         self.accelerator.register_for_checkpointing(self.progress)
         settings.folder.mkdir(parents=True, exist_ok=True)
         self._board: Any = None
+
+    def _refuse_what_cannot_be_spread(self) -> None:
+        kind = self.accelerator.distributed_type
+        if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+            raise SettingsError(
+                f"training was started under {kind.value}, which steps its optimizer by itself",
+                "Choose several processes, or FSDP 2, in accelerate config.",
+            )
+        if not self.sharded:
+            return
+        if not self.accelerator.is_fsdp2:
+            raise SettingsError("training was started under FSDP 1", "Set fsdp_version to 2.")
+        if self.settings.ema:
+            raise SettingsError("no running mean (ema) is kept of weights that FSDP spreads")
+
+    def _gather(self) -> None:
+        """Bring the model up to date where its weights are spread over processes."""
+        if self.sharded:
+            whole = StateDictOptions(full_state_dict=True)
+            self.model.load_state_dict(get_model_state_dict(self.running, options=whole))
 
     @property
     def share(self) -> float:
@@ -224,6 +252,7 @@ class Trainer:
                 progress.elapsed_s = saved = self._elapsed()
         if not finished:
             self._save()
+        self._gather()
         if self.mean is not None:
             self.model.load_state_dict(self.mean.module.state_dict())
         return progress
@@ -250,7 +279,7 @@ class Trainer:
         parts, weights = parts + parts[:1] * lacking, weights + [0.0] * lacking
         mine = slice(accelerator.process_index, None, accelerator.num_processes)
         own = list(zip(parts[mine], weights[mine], strict=True))
-        self.model.zero_grad(set_to_none=True)
+        self.running.zero_grad(set_to_none=True)
         total, numbers = torch.zeros((), device=accelerator.device), dict[str, float]()
         for place, (part, weight) in enumerate(own):
             last = place == len(own) - 1
@@ -287,6 +316,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         assert self.evaluate is not None
+        self._gather()
         judged = self.model if self.mean is None else self.mean.module
         judged.eval()
         # An evaluation may draw random numbers; the training after it must not notice.
@@ -341,6 +371,8 @@ class Trainer:
             fresh.rename(kept)
             shutil.rmtree(old, ignore_errors=True)
         self.accelerator.wait_for_everyone()
+        if self.on_checkpoint:
+            self._gather()
         if self.on_checkpoint and main:
             random = torch.get_rng_state()
             self.on_checkpoint(self.model, self.progress)
