@@ -31,13 +31,13 @@ from vispec.loading_targets import load_target
 from vispec.targets import Target
 from vispec.training import pipeline
 from vispec.training.distill import distill
-from vispec.training.draft import Stage, batches
+from vispec.training.draft import Batches, Stage
 from vispec.training.drafts import new_draft
 from vispec.training.features import Sample, Store, collect
 from vispec.training.recipe import DraftRecipe, Recipe
 from vispec.training.recipes import embedded_questions as questions_of
 from vispec.training.trainer import Settings, Trainer
-from vispec.training.unified import SharedStages, in_turn, share, split_turn, weigh_turn
+from vispec.training.unified import InTurn, SharedStages, share, split_turn, weigh_turn
 
 UNIFIED = {"kind": "unified", "width": 192, "parts": [QUERY]}
 
@@ -146,9 +146,10 @@ def train_shared(
         Stage(draft.train(), target, SHOWN.losses, self_fed=SHOWN.self_fed, noise=SHOWN.noise)
         for draft, target in zip(drafts, targets, strict=True)
     ]
+    batches = InTurn([Batches(own[0], SHOWN.batch, 0) for own in data])
     Trainer(
         SharedStages(stages),
-        in_turn([batches(own[0], SHOWN.batch, 0) for own in data]),
+        batches,
         lambda model, turn: model(turn),
         Settings(
             folder / "shared",
@@ -158,12 +159,13 @@ def train_shared(
             evaluate_s=minutes * 15 * len(targets),
             clock=time.process_time,
         ),
-        evaluate=lambda model: {
+        evaluate=lambda _: {
             f"heldout_{name}_of_{number}": value
-            for number, (stage, target) in enumerate(zip(model.stages, targets, strict=True))
-            for name, value in pipeline.judged(stage.draft, target, data[number][1]).items()
+            for number, target in enumerate(targets)
+            for name, value in pipeline.judged(drafts[number], target, data[number][1]).items()
         },
         split=split_turn,
+        load=batches.load,
         weigh=weigh_turn,
     ).run()
     for number, draft in enumerate(drafts):

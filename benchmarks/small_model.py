@@ -23,7 +23,7 @@ from torch.utils.data import ConcatDataset
 from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 
 from vispec.targets import Target
-from vispec.training.draft import Beside, batches, split
+from vispec.training.draft import Batches, Beside, split
 from vispec.training.features import Sample
 from vispec.training.trainer import Settings, Trainer
 
@@ -122,9 +122,10 @@ def train_small(
             "heldout_accuracy": sum(n["accuracy"] for _, n in found) / len(found),
         }
 
+    batches = Batches(whole, 16, seed)
     Trainer(
         sibling,
-        batches(whole, 16, seed),
+        batches,
         lambda model, samples: model(samples),
         Settings(
             folder / "stages" / "whole",
@@ -135,8 +136,8 @@ def train_small(
         ),
         evaluate=judged,
         split=split,
+        load=batches.load,
         weigh=Sibling.weight,
-        hidden=lambda name, parameter: ".layers." in name,
     ).run()
     write(target, sibling, folder / "draft")
 

@@ -29,7 +29,7 @@ from vispec.evaluation.conditions import commit, conditions
 from vispec.loading_drafts import load_draft
 from vispec.loading_targets import load_target
 from vispec.training.distill import distill, read_answers
-from vispec.training.draft import Stage, batches
+from vispec.training.draft import Batches, Stage
 from vispec.training.drafts import new_draft
 from vispec.training.features import Online, Store, collect
 from vispec.training.recipe import DraftRecipe
@@ -168,10 +168,10 @@ def trained(mode: str, work: Path, seconds: float) -> dict[str, float]:
     (recipe,) = stages("vispec", 0, 1)
     stage = Stage(draft, target, recipe.losses, self_fed=recipe.self_fed, noise=recipe.noise)
     optimizer = torch.optim.AdamW(draft.parameters(), lr=recipe.learning_rate, fused=True)
-    batch = batches(samples, recipe.batch, 0)
+    batch = Batches(samples, recipe.batch, 0)
     begun, step, positions, tokens = 0.0, 0, 0, 0
     while not begun or time.perf_counter() - begun < seconds:
-        chosen = batch(step)
+        (chosen,) = batch.load(batch(step))
         with torch.autocast("cpu", torch.bfloat16):
             loss, _ = stage(chosen)
         optimizer.zero_grad(set_to_none=True)

@@ -12,9 +12,9 @@ from training.test_draft import samples
 from vispec.adapters import UnifiedAdapter, build
 from vispec.drafts import EagleConfig, EagleDraft
 from vispec.errors import SettingsError
-from vispec.training.draft import Stage, batches
+from vispec.training.draft import Batches, Stage
 from vispec.training.trainer import Settings, Trainer
-from vispec.training.unified import SharedStages, in_turn, share, split_turn, weigh_turn
+from vispec.training.unified import InTurn, SharedStages, share, split_turn, weigh_turn
 
 CORE = {"kind": "query", "heads": 2, "queries": 3}
 SHARED = {"kind": "unified", "width": 12, "parts": [CORE]}
@@ -45,19 +45,21 @@ def test_the_core_learns_from_every_target(tmp_path: Path) -> None:
     stages = [Stage(d.train(), tiny.target(), {"kl": 1.0}) for d in drafts]
     module = SharedStages(stages)
     seen: list[int] = []
-    order = in_turn([batches(samples(), 2, seed) for seed in range(2)])
+    order = InTurn([Batches(samples(), 2, seed) for seed in range(2)])
     Trainer(
         module,
         lambda step: (seen.append(step % 2), order(step))[1],
         lambda model, turn: model(turn),
         Settings(tmp_path, 1e-3, budget_steps=4, autocast=False),
         split=split_turn,
+        load=order.load,
         weigh=weigh_turn,
     ).run()
     assert seen == [0, 1, 0, 1]
     assert not torch.equal(drafts[1].adapter.core.q, before[0])
     for turn in (0, 1):
-        loss, numbers = module(order(turn))
+        ((_, batch),) = order.load(order(turn))
+        loss, numbers = module((turn, batch))
         module.zero_grad()
         loss.backward()
         assert drafts[0].adapter.core.q.grad.abs().max() > 0

@@ -187,39 +187,48 @@ def test_a_reduced_vocabulary_learns_of_its_own_tokens() -> None:
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("positions", [8192, 20])
 @pytest.mark.parametrize(("count", "size"), [(12, 4), (10, 4), (3, 8), (1, 1), (7, 7), (9, 2)])
-def test_every_epoch_visits_each_sample_once(count: int, size: int) -> None:
-    given = [sample(3, 1, 0, i) for i in range(count)]
-    batch = training.batches(given, size, seed=5)
+def test_every_epoch_visits_each_sample_once(count: int, size: int, positions: int) -> None:
+    given = [sample(3 + i, 1, 0, i) for i in range(count)]
+    batches = training.Batches(given, size, 5, positions)
     number = {id(s): i for i, s in enumerate(given)}
     steps = -(-count // size)
     orders = []
     for epoch in range(3):
-        chosen = [batch(epoch * steps + step) for step in range(steps)]
+        chosen = [batches(epoch * steps + step) for step in range(steps)]
         assert all(len(each) <= size for each in chosen)
-        order = [number[id(s)] for each in chosen for s in each]
+        order = [place for each in chosen for place in each]
         assert sorted(order) == list(range(count))
+        # What is read are those samples, each once, however long they are.
+        for each in chosen:
+            read = [number[id(s)] for group in batches.load(each) for s in group]
+            assert sorted(read) == sorted(each)
         orders.append(order)
     assert count < 7 or orders[0] != orders[1]
 
 
 def test_a_batch_depends_on_its_step_alone() -> None:
     given = [sample(3, 1, 0, i) for i in range(10)]
-    straight, jumping = (training.batches(given, 3, seed=5) for _ in range(2))
+    straight, jumping = (training.Batches(given, 3, seed=5) for _ in range(2))
     expected = [straight(step) for step in range(12)]
     for step in (11, 0, 5, 3, 11, 7):
-        assert [id(s) for s in jumping(step)] == [id(s) for s in expected[step]]
-    other = training.batches(given, 3, seed=6)
-    assert [id(s) for s in other(0)] != [id(s) for s in expected[0]]
+        assert jumping(step) == expected[step]
+    assert training.Batches(given, 3, seed=6)(0) != expected[0]
 
 
-def test_long_batches_are_cut_to_what_fits() -> None:
+def test_long_batches_are_taken_apart_into_what_fits() -> None:
     given = [sample(length, 1, 0, length) for length in (3, 30, 4, 5, 200, 6)]
-    for step in range(20):
-        chosen = training.batches(given, 4, seed=1, positions=60)(step)
-        assert chosen
-        padded = len(chosen) * max(len(s.features) for s in chosen)
-        assert padded <= 60 or len(chosen) == 1
+    batches = training.Batches(given, 6, seed=1, positions=60)
+    sizes = []
+    for group in batches.load(batches(0)):
+        padded = len(group) * max(len(s.features) for s in group)
+        assert padded <= 60 or len(group) == 1
+        sizes.append(len(group))
+    assert sizes == [1, 2, 3]
+    whole = training.Batches(given, 6, seed=1)
+    (group,) = whole.load(whole(0))
+    assert [id(s) for s in group] == [id(given[place]) for place in whole(0)]
 
 
 @pytest.fixture(scope="module")
@@ -293,10 +302,11 @@ def test_a_draft_trained_in_both_stages_guesses_better_and_is_accepted_more(
     accepted_before = accepted(target, draft, questions, shape)
     for weights, self_fed in ((losses.TEXT_STAGE, 0), (losses.MULTIMODAL_STAGE, 1)):
         stage = training.Stage(draft.train(), target, weights, self_fed=self_fed, noise=0.1)
-        batch = training.batches(data, 4, seed=0)
+        batches = training.Batches(data, 4, seed=0)
         history = []
         for step in range(120):
-            value, _ = stage(batch(step))
+            (batch,) = batches.load(batches(step))
+            value, _ = stage(batch)
             optimizer.zero_grad()
             value.backward()
             optimizer.step()

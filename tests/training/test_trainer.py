@@ -163,23 +163,27 @@ def weigh(batch: list[Tensor]) -> float:
     return sum(map(len, batch))
 
 
-def trained(folder: Path, **changes: Any) -> nn.Linear:
+def trained(folder: Path, room: int = 99, **changes: Any) -> nn.Linear:
+    """Args: room: positions that fit into memory."""
     model = fresh().double()
 
     def batches(step: int) -> list[Tensor]:
         return [sample.double() for sample in uneven(step)]
 
+    def load(part: list[Tensor]) -> list[list[Tensor]]:
+        return [part] if sum(map(len, part)) <= room else [[sample] for sample in part]
+
     chosen = settings(folder, **changes)
-    Trainer(model, batches, mean_loss, chosen, split=split, weigh=weigh).run()
+    Trainer(model, batches, mean_loss, chosen, split=split, load=load, weigh=weigh).run()
     return model
 
 
-@pytest.mark.parametrize("parts", [2, 3, 6, 8])
-def test_a_batch_taken_apart_trains_as_the_whole(tmp_path: Path, parts: int) -> None:
+@pytest.mark.parametrize("room", [99, 7, 1])
+@pytest.mark.parametrize("parts", [1, 2, 3, 6, 8])
+def test_a_batch_taken_apart_trains_as_the_whole(tmp_path: Path, parts: int, room: int) -> None:
     whole = trained(tmp_path / "whole")
-    torch.testing.assert_close(
-        trained(tmp_path / "parts", accumulate=parts).weight, whole.weight, rtol=0, atol=1e-12
-    )
+    apart = trained(tmp_path / "parts", room, accumulate=parts)
+    torch.testing.assert_close(apart.weight, whole.weight, rtol=0, atol=1e-12)
 
 
 SCRIPT = """
@@ -188,7 +192,7 @@ import torch
 from pathlib import Path
 sys.path[:0] = {path!r}
 from training.test_trainer import trained
-model = trained(Path(sys.argv[1]))
+model = trained(Path(sys.argv[1]), 7)
 torch.save(model.state_dict(), sys.argv[1] + "/" + sys.argv[2])
 """
 

@@ -14,9 +14,9 @@ Shapes: `b` samples, `t` positions, `n` rows, `a` rows at an answer's positions,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,37 +30,56 @@ from vispec.training.features import Sample
 from vispec.training.losses import Guess, accuracy, weighted
 
 
-def batches(
-    samples: Sequence[Sample], size: int, seed: int, positions: int = 8192
-) -> Callable[[int], list[Sample]]:
-    """Batches that depend on the step alone: every epoch a new order, its samples each once.
+class Batches:
+    """Which samples every step takes: every epoch a new order, its samples each once.
+
+    That depends on the step alone. Samples are read when they are needed, so that of several
+    processes each reads its own.
 
     Args:
         samples: the data.
         size: samples a batch, at most.
         seed: of the order.
-        positions: longest padded batch; longer ones lose their last samples.
+        positions: of what is run at once, padding among them; a longer batch is taken apart.
     """
-    steps = max(1, -(-len(samples) // size))
-    orders: dict[int, list[int]] = {}
 
-    def batch(step: int) -> list[Sample]:
-        epoch, place = divmod(step, steps)
-        if epoch not in orders:
-            orders.clear()
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-            orders[epoch] = torch.randperm(len(samples), generator=generator).tolist()
-        chosen = [samples[i] for i in orders[epoch][place * size : (place + 1) * size]]
-        while len(chosen) > 1 and len(chosen) * max(len(s.features) for s in chosen) > positions:
-            chosen.pop()
-        return chosen
+    def __init__(
+        self, samples: Sequence[Sample], size: int, seed: int, positions: int = 8192
+    ) -> None:
+        self.samples, self.size, self.seed, self.positions = samples, size, seed, positions
+        self._order: tuple[int, list[int]] = (-1, [])
 
-    return batch
+    def __call__(self, step: int) -> list[int]:
+        """Places of the samples of a step."""
+        epoch, place = divmod(step, max(1, -(-len(self.samples) // self.size)))
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            order = torch.randperm(len(self.samples), generator=generator).tolist()
+            self._order = epoch, order
+        return self._order[1][place * self.size : (place + 1) * self.size]
+
+    def load(self, places: Sequence[int]) -> list[list[Sample]]:
+        """These samples, in as few groups as fit; a sample that is too long is one by itself."""
+        samples = [self.samples[place] for place in places]
+        longest = max((len(sample.features) for sample in samples), default=0)
+        if len(samples) * longest <= self.positions:
+            return [samples]
+        groups: list[list[Sample]] = []
+        for sample in sorted(samples, key=lambda sample: -len(sample.features)):
+            room = groups and (len(groups[-1]) + 1) * len(groups[-1][0].features) <= self.positions
+            if room:
+                groups[-1].append(sample)
+            else:
+                groups.append([sample])
+        return groups
 
 
-def split(samples: list[Sample], parts: int) -> list[list[Sample]]:
+Part = TypeVar("Part")
+
+
+def split(batch: Sequence[Part], parts: int) -> list[list[Part]]:
     """A batch taken apart, into fewer parts where there are fewer samples."""
-    return [samples[i::parts] for i in range(min(parts, len(samples)))]
+    return [list(batch[i::parts]) for i in range(min(parts, len(batch)))]
 
 
 class Beside:

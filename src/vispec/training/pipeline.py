@@ -36,7 +36,7 @@ from vispec.targets import Target
 from vispec.training.chains import joined
 from vispec.training.curves import draw
 from vispec.training.distill import Answers, Question, distill, read_answers
-from vispec.training.draft import Stage, acceptance, batches, split
+from vispec.training.draft import Batches, Stage, acceptance, split
 from vispec.training.drafts import frequent, new_draft
 from vispec.training.features import Online, Sample, Store, collect
 from vispec.training.medusa import MedusaStage, medusa_acceptance
@@ -209,9 +209,10 @@ def run_stage(
         )
     parts: Any = data
     whole: Any = ConcatDataset(parts)
+    batches = Batches(whole, stage.batch, recipe.seed, stage.positions)
     Trainer(
         module,
-        batches(whole, stage.batch, recipe.seed, stage.positions),
+        batches,
         lambda model, samples: model(samples),
         Settings(
             folder / "stages" / stage.name,
@@ -233,6 +234,7 @@ def run_stage(
             for name, value in judged(model.draft, target, heldout).items()
         },
         split=split,
+        load=batches.load,
         weigh=Stage.weight,
         names=lambda samples: ", ".join(sample.key for sample in samples),
     ).run()

@@ -27,10 +27,11 @@ and a function from (model, batch) to loss; it gives back the trained model::
   evaluation lines, what ``evaluate`` returned; and the same for tensorboard, where it is installed.
 * **Several processes.** Under ``accelerate launch`` each takes its part of every batch, and the
   weights become what one process would have made of all of it. ``split`` says how a batch is taken
-  apart, ``weigh`` how much each part of it counts in a mean over all. ``settings.accumulate`` takes
-  batches apart likewise, where they do not fit into memory. What learns must be called through the
-  model that the loss function is given. Where FSDP spreads the weights (version 2), the model given
-  here is brought up to date whenever it is evaluated, kept, or returned.
+  apart, ``load`` what a part is, in pieces that fit into memory, and ``weigh`` how much a piece
+  counts in a mean over all. ``settings.accumulate`` takes batches apart likewise. What learns must
+  be called through the model that the loss function is given. Where FSDP spreads the weights
+  (version 2), the model given here is brought up to date whenever it is evaluated, kept, or
+  returned.
 * **On a CPU.** Start with another allocator and threads that wait a moment before they sleep:
   ``LD_PRELOAD=libtcmalloc_minimal.so.4 GOMP_SPINCOUNT=20000`` made a step take 0.30 s instead of
   0.53 on two cores (both changed at once; which of them it is was not measured). On cores that
@@ -45,7 +46,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -152,17 +153,18 @@ class Trainer:
         on_checkpoint: Callable[[nn.Module, Progress], None] | None = None,
         hidden: Callable[[str, nn.Parameter], bool] = lambda name, parameter: False,
         split: Callable[[Any, int], list[Any]] | None = None,
-        weigh: Callable[[Any], float] = lambda batch: 1.0,
-        names: Callable[[Any], str] = lambda batch: "",
+        load: Callable[[Any], list[Any]] = lambda part: [part],
+        weigh: Callable[[Any], float] = lambda piece: 1.0,
+        names: Callable[[Any], str] = lambda piece: "",
     ) -> None:
         """Args beyond the module's text.
 
         Args:
-            names: what the parts of a batch are called, for messages.
+            names: what a piece is called, for messages.
         """
         self.model, self.batches, self.loss = model, batches, loss
         self.settings, self.evaluate, self.on_checkpoint = settings, evaluate, on_checkpoint
-        self.split, self.weigh, self.names = split, weigh, names
+        self.split, self.load, self.weigh, self.names = split, load, weigh, names
         self.accelerator = Accelerator(
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
         )
@@ -273,39 +275,51 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * scale
         parts = [batch] if self.split is None else self.split(batch, self.parts)
-        weights = [self.weigh(part) for part in parts]
+        mine = parts[accelerator.process_index :: accelerator.num_processes]
+        pieces = [piece for part in mine for piece in self.load(part)]
+        weights = [self.weigh(piece) for piece in pieces]
+        whole, most = self._over_all(sum(weights), len(pieces))
         # Every process takes as many, or they would wait for each other for ever.
-        lacking = self.parts - len(parts)
-        parts, weights = parts + parts[:1] * lacking, weights + [0.0] * lacking
-        mine = slice(accelerator.process_index, None, accelerator.num_processes)
-        own = list(zip(parts[mine], weights[mine], strict=True))
+        lacking = most - len(pieces)
+        pieces += (pieces or self.load(parts[0]))[:1] * lacking
+        weights += [0.0] * lacking
         self.running.zero_grad(set_to_none=True)
         total, numbers = torch.zeros((), device=accelerator.device), dict[str, float]()
-        for place, (part, weight) in enumerate(own):
-            last = place == len(own) - 1
+        for place, (piece, weight) in enumerate(zip(pieces, weights, strict=True)):
+            last = place == len(pieces) - 1
             with nullcontext() if last else accelerator.no_sync(self.running):
                 with torch.autocast(
                     accelerator.device.type, torch.bfloat16, enabled=settings.autocast
                 ):
-                    loss, numbers = self.loss(self.running, part)
-                share = weight / sum(weights)
+                    loss, numbers = self.loss(self.running, piece)
+                share = weight / whole
                 total += loss.detach() * share
                 # Gradients of processes are averaged.
                 accelerator.backward(loss * (share * accelerator.num_processes))
         value = float(accelerator.reduce(total))
-        self._refuse_unless_finite("loss", value, batch)
+        self._refuse_unless_finite("loss", value, pieces)
         norm = float(accelerator.clip_grad_norm_(self.running.parameters(), settings.clip_norm))
-        self._refuse_unless_finite("norm of the gradient", norm, batch)
+        self._refuse_unless_finite("norm of the gradient", norm, pieces)
         for optimizer in self.optimizers:
             optimizer.step()
         if self.mean is not None:
             self.mean.update_parameters(self.model)
         return value, norm, numbers
 
-    def _refuse_unless_finite(self, what: str, value: float, batch: Any) -> None:
+    def _over_all(self, weight: float, pieces: int) -> tuple[float, int]:
+        """The sum of all processes' weights, and the most pieces that any of them has."""
+        if self.accelerator.num_processes == 1:
+            return weight, pieces
+        own = torch.zeros(self.accelerator.num_processes, 2, device=self.accelerator.device)
+        own[self.accelerator.process_index] = torch.tensor([weight, pieces])
+        found = self.accelerator.reduce(own)
+        return float(found[:, 0].sum()), int(found[:, 1].max())
+
+    def _refuse_unless_finite(self, what: str, value: float, pieces: Sequence[Any]) -> None:
         if math.isfinite(value):
             return
-        folder, called = self.settings.folder / CHECKPOINT, self.names(batch)
+        folder = self.settings.folder / CHECKPOINT
+        called = ", ".join(filter(None, map(self.names, pieces)))
         kept = f"the last good checkpoint is in {folder}" if folder.exists() else "nothing was kept"
         raise FloatingPointError(
             f"the {what} is {value} at step {self.progress.step}"

@@ -6,14 +6,14 @@ They take steps in turn, so the core learns from all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from vispec.adapters import UnifiedAdapter
 from vispec.drafts.sequential import SequentialDraft
 from vispec.errors import SettingsError
-from vispec.training.draft import Stage, split
+from vispec.training.draft import Batches, Stage, split
 from vispec.training.features import Sample
 
 Turn = tuple[int, list[Sample]]
@@ -54,17 +54,24 @@ class SharedStages(nn.Module):
         return loss, {f"{name}_of_{whose}": value for name, value in numbers.items()}
 
 
-def in_turn(batches: Sequence[Callable[[int], list[Sample]]]) -> Callable[[int], Turn]:
+class InTurn:
     """Batches of several targets by turns; each depends on its step alone."""
 
-    def batch(step: int) -> Turn:
-        round_, whose = divmod(step, len(batches))
-        return whose, batches[whose](round_)
+    def __init__(self, batches: Sequence[Batches]) -> None:
+        self.batches = batches
 
-    return batch
+    def __call__(self, step: int) -> tuple[int, list[int]]:
+        """Whose turn it is, and places of its samples."""
+        round_, whose = divmod(step, len(self.batches))
+        return whose, self.batches[whose](round_)
+
+    def load(self, turn: tuple[int, list[int]]) -> list[Turn]:
+        """See `Batches.load`."""
+        whose, places = turn
+        return [(whose, samples) for samples in self.batches[whose].load(places)]
 
 
-def split_turn(turn: Turn, parts: int) -> list[Turn]:
+def split_turn(turn: tuple[int, list[int]], parts: int) -> list[tuple[int, list[int]]]:
     """See `vispec.training.draft.split`."""
     return [(turn[0], part) for part in split(turn[1], parts)]
 
