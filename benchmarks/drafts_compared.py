@@ -64,7 +64,14 @@ PRUNING = {"kind": "pruning", "keep": 16}
 CONVOLUTION = {"kind": "convolution", "stride": 9}
 RESAMPLER = {"kind": "resampler", "heads": 3, "queries": 16, "inner": 384}
 TEXT, SHOWN = embedded_draft.stages("vispec", 0.05, 0.95)
-TOKENS = {"soft_cross_entropy": 1.0}
+TOKENS = replace(
+    SHOWN,
+    losses={"soft_cross_entropy": 1.0},
+    minutes=1.0,
+    learning_rate=1e-3,
+    relative_noise=0.0,
+)
+"""Of drafts that guess tokens rather than features."""
 
 
 @dataclass(frozen=True)
@@ -123,19 +130,41 @@ ARMS: dict[str, Arm] = {
     "eagle3": Arm(
         "kinds",
         DraftRecipe(kind="eagle3", aux_layers=[*LAYERS]),
-        (replace(SHOWN, losses=TOKENS, self_fed=3, minutes=1.0, learning_rate=1e-3, noise=0.0),),
+        (
+            replace(
+                SHOWN,
+                losses=TOKENS,
+                self_fed=3,
+                minutes=1.0,
+                learning_rate=1e-3,
+                relative_noise=0.0,
+            ),
+        ),
         layered=True,
     ),
     "eagle3 and query": Arm(
         "kinds",
         DraftRecipe(kind="eagle3", aux_layers=[*LAYERS], adapter=QUERY),
-        (replace(SHOWN, losses=TOKENS, self_fed=3, minutes=1.0, learning_rate=1e-3, noise=0.0),),
+        (
+            replace(
+                SHOWN,
+                losses=TOKENS,
+                self_fed=3,
+                minutes=1.0,
+                learning_rate=1e-3,
+                relative_noise=0.0,
+            ),
+        ),
         layered=True,
     ),
     "medusa": Arm(
         "kinds",
         DraftRecipe(kind="medusa", heads=5),
-        (replace(SHOWN, losses=TOKENS, decay=0.8, minutes=1.0, learning_rate=1e-3, noise=0.0),),
+        (
+            replace(
+                SHOWN, losses=TOKENS, decay=0.8, minutes=1.0, learning_rate=1e-3, relative_noise=0.0
+            ),
+        ),
     ),
     "two layers": Arm("training", replace(VISPEC, layers=2)),
     "small model": Arm("kinds", Small(), ()),

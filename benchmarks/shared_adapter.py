@@ -143,7 +143,13 @@ def train_shared(
     ]
     share(drafts)
     stages = [
-        Stage(draft.train(), target, SHOWN.losses, self_fed=SHOWN.self_fed, noise=SHOWN.noise)
+        Stage(
+            draft.train(),
+            target,
+            SHOWN.losses,
+            self_fed=SHOWN.self_fed,
+            relative_noise=SHOWN.relative_noise,
+        )
         for draft, target in zip(drafts, targets, strict=True)
     ]
     batches = InTurn([Batches(own[0], SHOWN.batch, 0) for own in data])

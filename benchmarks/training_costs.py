@@ -166,7 +166,9 @@ def trained(mode: str, work: Path, seconds: float) -> dict[str, float]:
     wanted = DraftRecipe(adapter={"kind": "query", "heads": 3, "queries": 2})
     draft: Any = new_draft(target, wanted).float().train()
     (recipe,) = stages("vispec", 0, 1)
-    stage = Stage(draft, target, recipe.losses, self_fed=recipe.self_fed, noise=recipe.noise)
+    stage = Stage(
+        draft, target, recipe.losses, self_fed=recipe.self_fed, relative_noise=recipe.relative_noise
+    )
     optimizer = torch.optim.AdamW(draft.parameters(), lr=recipe.learning_rate, fused=True)
     batch = Batches(samples, recipe.batch, 0)
     begun, step, positions, tokens = 0.0, 0, 0, 0

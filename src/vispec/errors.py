@@ -246,3 +246,7 @@ class SettingsError(VispecError, ValueError):
     def __init__(self, problem: str, fix: str = "") -> None:
         self.problem = problem
         super().__init__(f"{problem}. {fix}" if fix else problem)
+
+
+class DivergedError(VispecError, FloatingPointError):
+    """A training whose loss or gradient is no number any more."""

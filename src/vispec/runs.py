@@ -29,6 +29,6 @@ def claim(folder: Path, facts: Mapping[str, Any], name: str = "run.json") -> Non
     for name in dict.fromkeys((*facts, *kept)):
         if kept.get(name) != facts.get(name):
             raise VispecError(
-                f"{folder} holds answers of another run: {name} was {kept.get(name)!r},"
-                f" now it is {facts.get(name)!r}; give another --work"
+                f"{folder} is of another run: {name} was {kept.get(name)!r},"
+                f" now it is {facts.get(name)!r}; give another folder"
             )

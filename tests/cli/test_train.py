@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -106,6 +107,41 @@ def test_recipes_that_come_along_are_named(run: Run) -> None:
     for name in ("llava-1.5-7b", "llava-next-7b", "qwen2.5-vl-7b", "qwen3-vl-8b"):
         assert f"{name}: ViSpec for" in listed
         assert run("train", name, "--check").code == 0
+
+
+def test_what_stops_a_run_is_said_and_nothing_is_lost(
+    run: Run, pair: Pair, asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, out = write(tmp_path, pair, asked), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("vispec.training.draft.accuracy", lambda *_: float("nan"))
+
+        def broken(*_: Any) -> Any:
+            return torch.tensor(float("nan"), requires_grad=True)
+
+        patch.setattr("vispec.training.draft.weighted", lambda losses: broken)
+        ran = run("train", file, "--out", out)
+        assert ran.code == 2
+        assert "the loss is nan at step 0, at shown-" in ran.err
+        assert "Traceback" not in ran.err
+    with monkeypatch.context() as patch:
+
+        def full(*_: Any, **__: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        patch.setattr("vispec.training.pipeline.save_pretrained", full)
+        ran = run("train", file, "--out", out)
+        assert ran.code == 2
+        assert "No space left on device. What was finished is kept" in ran.err
+    answers = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
+    assert run("train", file, "--out", out).code == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")} == answers
+    # Another run learns from the same.
+    again = run("train", file, "--out", tmp_path / "other", "--cache", out)
+    assert again.code == 0
+    assert not (tmp_path / "other" / "answers").exists()
+    ran = run("train", file, "--out", out, "--auto", "1", "--init", pair.draft)
+    assert "no candidate" in ran.err
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def run(engine: Any, folder: Path, count: int = 7, **options: Any) -> module.Ans
     return distill(engine, questions(count), folder, max_new_tokens=9, batch=2, **options)
 
 
-def files(folder: Path) -> dict[str, list[module.Answer] | None]:
+def files(folder: Path) -> dict[str, Any]:
     return {path.name: module._read(path) for path in sorted(folder.iterdir())}
 
 
@@ -131,6 +132,22 @@ def test_a_damaged_file_is_named_and_asked_again(
 def test_answers_to_other_questions_are_not_taken_for_ours(engine: Engine, whole: Path) -> None:
     with pytest.raises(VispecError, match="other questions"):
         distill(engine, questions()[1:], whole, max_new_tokens=9, batch=2)
+    # Nor are those to the same ones, asked otherwise.
+    asked = questions()
+    for changed, length in (
+        (asked, 8),
+        ([replace(asked[0], temperature=0.5), *asked[1:]], 9),
+        ([replace(asked[0], prompt="something else"), *asked[1:]], 9),
+    ):
+        with pytest.raises(VispecError, match="another temperature or length"):
+            distill(engine, changed, whole, max_new_tokens=length, batch=2)
+
+
+def test_two_questions_of_one_key_are_refused(engine: Engine, tmp_path: Path) -> None:
+    asked = questions()
+    with pytest.raises(VispecError, match="1 keys name more than one question"):
+        distill(engine, [*asked, replace(asked[0], prompt="other")], tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_question_that_cannot_be_asked_is_skipped_and_named(
@@ -164,7 +181,7 @@ def test_datasets_opens_what_is_written(whole: Path) -> None:
 def test_text_of_every_kind_comes_back(tmp_path: Path) -> None:
     texts = ["", "a\nb\r\nc", "\u2028\u0085", "é 好 🎈", '"{}\\', "\x00\x1c"]
     given = [module.Answer(str(i), [i], text) for i, text in enumerate(texts)]
-    module._write(given, tmp_path / "answers-000000.parquet")
+    module._write(given, tmp_path / "answers-000000.parquet", "")
     assert list(read_answers(tmp_path).values()) == given
 
 

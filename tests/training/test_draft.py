@@ -14,6 +14,7 @@ from vispec.adapters import build
 from vispec.decoding.engine import Engine
 from vispec.decoding.tree import TreeShape
 from vispec.drafts import Eagle3Config, Eagle3Draft, EagleConfig, EagleDraft
+from vispec.drafts.reading import Seen
 from vispec.drafts.sequential import SequentialDraft
 from vispec.targets import Target
 from vispec.training import draft as training
@@ -131,7 +132,7 @@ def test_the_loss_is_the_mean_over_all_chains(
 def test_only_the_draft_learns(network: str, adapter: str) -> None:
     draft, target = made(network, adapter).requires_grad_(True).train(), tiny.target()
     batch = samples(D if network == "eagle" else 3 * D)
-    stage = training.Stage(draft, target, losses.MULTIMODAL_STAGE, self_fed=1, noise=0.1)
+    stage = training.Stage(draft, target, losses.MULTIMODAL_STAGE, self_fed=1, relative_noise=0.1)
     assert {id(p) for p in stage.parameters()} == {id(p) for p in draft.parameters()}
     loss, _ = stage(batch)
     loss.backward()
@@ -157,12 +158,30 @@ def test_what_an_adapter_itself_wants_is_a_part_of_the_loss() -> None:
     torch.testing.assert_close(stage.train()(SAMPLES)[0], without + 0.5 * missed)
 
 
-def test_noise_disturbs_true_features_only_and_in_training_only() -> None:
+@pytest.mark.parametrize("noise", [{"noise": 0.5}, {"relative_noise": 0.2}])
+def test_noise_disturbs_what_is_read_of_the_target_and_in_training_only(
+    noise: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     draft, target = random_draft(), tiny.target()
-    quiet = training.Stage(draft, target, losses.TEXT_STAGE)
-    loud = training.Stage(draft, target, losses.TEXT_STAGE, noise=0.5)
-    assert quiet(SAMPLES)[0] == quiet(SAMPLES)[0]
-    assert loud(SAMPLES)[0] != loud(SAMPLES)[0]
+    stage = training.Stage(draft, target, losses.TEXT_STAGE, **noise)
+    seen: list[list[Seen]] = []
+    read = draft.read
+    monkeypatch.setattr(draft, "read", lambda texts: seen.append(texts) or read(texts))
+    loud = [stage.train()(SAMPLES)[0].item() for _ in range(2)]
+    quiet = [stage.eval()(SAMPLES)[0].item() for _ in range(2)]
+    assert loud[0] != loud[1]
+    assert quiet[0] == quiet[1]
+    for disturbed, one in zip(seen[0], SAMPLES, strict=True):
+        true = one.features[:-1]
+        moved = (disturbed.features - true).abs()
+        reach = noise.get("noise", 0) / 2 * 512 / len(true)
+        reach += noise.get("relative_noise", 0) * true.std().item()
+        assert reach / 2 < moved.max().item() <= reach
+        assert torch.equal(disturbed.embeddings, one.embeddings)
+    # What is learnt is the true one.
+    with torch.no_grad():
+        asked = training._Asked.of(SAMPLES, draft, target)
+    assert torch.equal(asked.hidden[0, : len(SAMPLES[0].tokens)], SAMPLES[0].hidden[4:])
 
 
 def test_a_reduced_vocabulary_learns_of_its_own_tokens() -> None:
@@ -301,7 +320,9 @@ def test_a_draft_trained_in_both_stages_guesses_better_and_is_accepted_more(
     before = training.acceptance(draft.eval(), target, data)
     accepted_before = accepted(target, draft, questions, shape)
     for weights, self_fed in ((losses.TEXT_STAGE, 0), (losses.MULTIMODAL_STAGE, 1)):
-        stage = training.Stage(draft.train(), target, weights, self_fed=self_fed, noise=0.1)
+        stage = training.Stage(
+            draft.train(), target, weights, self_fed=self_fed, relative_noise=0.1
+        )
         batches = training.Batches(data, 4, seed=0)
         history = []
         for step in range(120):

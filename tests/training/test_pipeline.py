@@ -102,6 +102,22 @@ def test_every_kind_of_draft_is_trained_and_used(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("kind", ["vispec", "eagle3", "medusa"])
+def test_targets_of_half_precision_have_drafts_trained(
+    asked: Path, tmp_path: Path, kind: str, bf16: bool
+) -> None:
+    half = talking.save(tmp_path / "half", torch.bfloat16, max_position_embeddings=512)
+    whole = wanted(half, asked, **KINDS[kind][0])
+    whole = replace(whole, stages=[replace(stage, bf16=bf16) for stage in whole.stages])
+    found = pipeline.train(whole, tmp_path / "run")
+    assert found["acceptance_length"] >= 1
+    engine = vispec.load(half, tmp_path / "run" / "draft")
+    assert engine.target.dtype == torch.bfloat16
+    assert engine.generate("the cat", [talking.picture(30)], max_new_tokens=12).token_ids
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was_and_begins_from_another(
     target: Path, asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,10 +126,10 @@ def test_a_run_goes_on_where_it_was_and_begins_from_another(
     kept = tmp_path / "killed"
     with monkeypatch.context() as patch:
 
-        def dies(*given: Any) -> None:
+        def dies(*given: Any, **options: Any) -> None:
             if given[2].name == "two":
                 raise KeyboardInterrupt
-            run(*given)
+            run(*given, **options)
 
         run = pipeline.run_stage
         patch.setattr(pipeline, "run_stage", dies)
@@ -127,6 +143,19 @@ def test_a_run_goes_on_where_it_was_and_begins_from_another(
 
     with pytest.raises(VispecError, match="another run: max_new_tokens"):
         pipeline.train(replace(whole, max_new_tokens=5), kept)
+    # A stage that is done is not taken for one with other settings.
+    faster = [whole.stages[0], replace(whole.stages[1], learning_rate=1.0)]
+    with pytest.raises(VispecError, match=r"another run: stage .*learning_rate"):
+        pipeline.train(replace(whole, stages=faster), kept)
+    origin = json.loads((kept / "stages" / "two" / "checkpoint" / "provenance.json").read_text())
+    assert origin["step"] == 3
+    assert len(origin["data"]) == 3
+
+    # A draft to begin with is not passed off as another that the recipe describes.
+    begun = str(tmp_path / "whole" / "draft")
+    for other in (DraftRecipe(kind="medusa"), DraftRecipe(adapter=ADAPTERS["pooling"])):
+        with pytest.raises(SettingsError, match=r"adapter query\)\. Leave \[draft\] out"):
+            pipeline.train(replace(whole, draft=other), tmp_path / str(other.kind), init=begun)
 
     # From that draft on, its adapter alone.
     stage = replace(whole.stages[1], train="adapter", name="adapter")
@@ -175,7 +204,16 @@ def test_the_candidate_that_decodes_fastest_is_chosen(
     # All of them learn from the same answers and features.
     assert len(list(tmp_path.rglob("answers-*.parquet"))) == 3
     assert len(list(tmp_path.rglob("features-*.safetensors"))) == 3
+    # What was decided is not timed again.
+    monkeypatch.setattr(auto, "speed", lambda engines, *_: pytest.fail("timed again"))
+    assert auto.choose(whole, tmp_path, 0.03) == best
+    (tmp_path / "auto.json").unlink()
     monkeypatch.setattr(auto, "speed", lambda engines, *_: [1.0, 3.0, 2.0])
     assert auto.choose(whole, tmp_path, 0.03).adapter == pooled
+    with pytest.raises(VispecError, match="another run: candidates"):
+        auto.choose(replace(whole, candidates=whole.candidates[::-1]), tmp_path, 0.03)
+    mixed = [whole.stages[0], replace(whole.stages[1], steps=0, minutes=1.0)]
+    with pytest.raises(SettingsError, match="no share of a time"):
+        auto.choose(replace(whole, stages=mixed), tmp_path / "mixed", 0.03)
     with pytest.raises(SettingsError, match="1 candidates"):
         auto.choose(replace(whole, candidates=whole.candidates[:1]), tmp_path, 1)

@@ -66,6 +66,52 @@ def test_what_a_recipe_wants_of_its_rows(folder: Path) -> None:
     assert not any(q.images for q in blind)
 
 
+def test_rows_without_a_prompt_are_left_out_and_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": "a"}, {"id": "bad", "conversations": []}, {"prompt": None}, {"prompt": "b"}]
+    lines(folder / "x.jsonl", rows)
+    assert [q.prompt for q in questions(Source(str(folder)), "x")] == ["a", "b"]
+    assert "skipped 2 rows without a prompt: x-x-bad, x-x-3" in capsys.readouterr().err
+
+
+def test_every_question_has_a_key_of_its_own(folder: Path) -> None:
+    lines(folder / "x.jsonl", [{"id": "a", "prompt": p} for p in ("one", "two", "three")])
+    found = questions(Source(str(folder)), "x")
+    assert [q.key for q in found] == ["x-x-a", "x-x-a-2", "x-x-a-3"]
+    assert [q.prompt for q in found] == ["one", "two", "three"]
+
+
+def test_a_row_may_say_how_it_is_answered(folder: Path) -> None:
+    lines(folder / "x.jsonl", [{"prompt": "a", "temperature": 1.0}, {"prompt": "b"}])
+    found = questions(Source(str(folder), temperature=0.5), "x")
+    assert [q.temperature for q in found] == [1.0, 0.5]
+
+
+def test_conversations_end_with_the_user(folder: Path) -> None:
+    shown = [{"type": "image"}, {"type": "text", "text": "what?"}]
+    rows = [
+        [
+            {"role": "system", "content": "be kind"},
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": "hello"},
+            {"role": "user", "content": shown},
+            {"role": "assistant", "content": "a cat"},
+        ],
+        [{"role": "user", "content": "hi"}],
+        [{"role": "assistant", "content": "hello"}],
+    ]
+    lines(folder / "x.jsonl", [{"id": i, "messages": row} for i, row in enumerate(rows)])
+    plain = questions(Source(str(folder)), "x")
+    assert [q.prompt for q in plain] == [rows[0][:4], rows[1]]
+    for asked in questions(Source(str(folder), longer=True), "x"):
+        assert isinstance(asked.prompt, list)
+        content = asked.prompt[-1]["content"]
+        said = content if isinstance(content, str) else content[-1]["text"]
+        assert any(said.endswith(words.strip()) for words in LONGER)
+        assert isinstance(content, str) or content[:2] == shown
+
+
 def test_long_answers_are_asked_for_in_several_ways_but_always_the_same(folder: Path) -> None:
     lines(folder / "x.jsonl", [{"id": i, "prompt": "why?"} for i in range(40)])
     one, two = (questions(Source(str(folder), longer=True), "x") for _ in range(2))
@@ -144,7 +190,7 @@ def test_what_holds_no_questions_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(SettingsError, match=words):
             questions(Source(str(file)), "x")
     lines(file, [{"picture": "a.png"}])
-    with pytest.raises(SettingsError, match="no prompt among picture"):
+    with pytest.raises(SettingsError, match="no prompt among picture, nor has any other"):
         questions(Source(str(file)), "x")
 
     def fails(*_: Any, **__: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from vispec.errors import SettingsError
+from vispec.training.questions import Source
 from vispec.training.recipe import RECIPES, read_recipe, recipe
 
 STAGE: dict[str, Any] = {
@@ -65,7 +66,7 @@ def test_a_recipe_is_what_it_states() -> None:
         ({"draft__kind": "hydra"}, [r"draft\.kind", "eagle3"]),
         ({"draft__adapter": {"kind": "quantum"}}, ["quantum", "pooling"]),
         ({"draft__adapter": {"kind": "pooling", "kep": 3}}, ["kep"]),
-        ({"draft__kind": "medusa"}, ["no images"]),
+        ({"draft__kind": "medusa", "stages__0__losses": {"kl": 1.0}}, ["no images"]),
         ({"features": "float64"}, ["features", "online"]),
         ({"data__heldout": None}, ["heldout"]),
         ({"stages": []}, ["stages"]),
@@ -75,6 +76,24 @@ def test_a_recipe_is_what_it_states() -> None:
         ({"stages__0__steps": 0}, ["neither"]),
         ({"stages__0__data": ["texts"]}, ["'texts'", "Known are text, heldout"]),
         ({"stages__0__data": ["heldout"]}, ["learns from heldout"]),
+        ({"stages__0__data": []}, [r"stages\.0\.data", "at least 1"]),
+        ({"stages__0__learning_rate": -1.0}, [r"stages\.0\.learning_rate", "greater than 0"]),
+        ({"stages__0__steps": -5}, [r"stages\.0\.steps"]),
+        ({"stages__0__batch": 0}, [r"stages\.0\.batch"]),
+        ({"stages__0__accumulate": 0}, [r"stages\.0\.accumulate"]),
+        ({"stages__0__ema": 1.0}, [r"stages\.0\.ema"]),
+        ({"stages__0__name": "a/b"}, [r"stages\.0\.name"]),
+        ({"stages__0__train": "adapter", "draft__adapter": None}, ["there is no adapter"]),
+        ({"stages__0__losses": {"features": 1.0}, "draft__kind": "eagle3"}, ["guesses tokens"]),
+        ({"max_batch": 0}, ["max_batch"]),
+        ({"data__heldout__path": "a"}, ["share rows of 'a'"]),
+        ({"draft__adapter": {"kind": "pooling", "keep": "16"}}, ["keep", "'16'"]),
+        ({"draft__adapter": {"kind": "pooling", "keep": 1.5}}, ["keep", "1.5"]),
+        ({"draft__adapter": {"kind": "query", "heads": 0}}, ["heads", "is 0"]),
+        (
+            {"draft__adapter": {"kind": "selector", "kinds": ["a"], "parts": [{"kind": "hidden"}]}},
+            ["selector is not trained"],
+        ),
     ],
     ids=str,
 )
@@ -117,6 +136,27 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path, text: str | None) -> No
 def test_recipes_that_come_along_are_right(path: Path) -> None:
     found = read_recipe(path)
     assert [stage.name for stage in found.stages] == ["text", "multimodal"]
+    for source in found.data.values():
+        assert source.first + source.limit <= ROWS[source.path, source.config]
+    for stage in found.stages:
+        # As the published commands have it.
+        assert (stage.learning_rate, stage.noise, stage.clip) == (3e-6, 0.2, 0.5)
+
+
+ROWS = {
+    ("Aeala/ShareGPT_Vicuna_unfiltered", ""): 90_000,
+    ("lmms-lab/LLaVA-OneVision-Data", "sharegpt4v(coco)"): 50_017,
+}
+"""At least how many the published datasets have."""
+
+
+def test_rows_that_are_shared_are_seen() -> None:
+    whole = Source("a")
+    assert whole.overlaps(Source("a", first=1000))
+    assert not whole.overlaps(Source("a", config="b"))
+    assert not whole.overlaps(Source("a", split="test"))
+    assert not Source("a", limit=5).overlaps(Source("a", first=5, limit=2))
+    assert Source("a", limit=6).overlaps(Source("a", first=5, limit=2))
 
 
 def test_the_documentation_shows_recipes() -> None:

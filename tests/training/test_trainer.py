@@ -216,6 +216,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
 
 SPREAD = """
+import os
 import sys
 import torch
 from pathlib import Path
@@ -247,6 +248,8 @@ def leave():
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+        # gloo's threads do not always survive the interpreter's end.
+        os._exit(0)
 try:
     trainer.run()
 except KeyboardInterrupt:

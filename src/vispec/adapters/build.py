@@ -66,6 +66,10 @@ def build(settings: Mapping[str, Any] | Sequence[Mapping[str, Any]], hidden_size
         inner = given.get("width", hidden_size)
         given["parts"] = [build(part, inner) for part in given["parts"]]
     wanted = inspect.signature(KINDS[kind])
+    for name, value in given.items():
+        stated = wanted.parameters[name].annotation if name in wanted.parameters else None
+        if stated == "int" and (type(value) is not int or value < 1):
+            raise SettingsError(f"{name} of adapter '{kind}' is {value!r}", "Give a count.")
     arguments = {k: v for k, v in arguments.items() if k in wanted.parameters} | given
     try:
         wanted.bind(**arguments)

@@ -79,15 +79,16 @@ def run(options: argparse.Namespace) -> int:
         max_batch=options.batch,
         allow_pickle=options.allow_pickle,
     )
-    found = distill(
-        engine,
-        asked,
-        options.out,
-        max_new_tokens=options.max_new_tokens,
-        batch=12 * options.batch,
-        worker=options.worker,
-        workers=options.workers,
-    )
+    with shared.kept(options.out):
+        found = distill(
+            engine,
+            asked,
+            options.out,
+            max_new_tokens=options.max_new_tokens,
+            batch=12 * options.batch,
+            worker=options.worker,
+            workers=options.workers,
+        )
     said = f"{options.out}: {len(found)} of {len(asked)} questions are answered"
     Screen().put(Text(said + (f", {len(found.errors)} skipped" if found.errors else "")))
     return 0

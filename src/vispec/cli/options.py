@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vispec.cli.terminal import quiet_libraries, warn
@@ -114,6 +117,18 @@ def need_training() -> None:
     missing = [name for name in ("accelerate", "pydantic", "pyarrow") if find_spec(name) is None]
     if missing:
         raise VispecError(f"training needs {', '.join(missing)}: pip install 'vispec[train]'")
+
+
+@contextmanager
+def kept(folder: Path) -> Iterator[None]:
+    """Say of a full disk, or another that cannot be written to, that nothing is lost."""
+    try:
+        yield
+    except OSError as error:
+        raise VispecError(
+            f"'{folder}' cannot be written to: {error}. What was finished is kept; the same command"
+            " goes on from there"
+        ) from error
 
 
 def draft_name(options: argparse.Namespace) -> str | None:

@@ -37,6 +37,9 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
         "recipe", nargs="?", help="a .toml file, or the name of one that comes along"
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="of the run")
+    parser.add_argument(
+        "--cache", type=Path, metavar="FOLDER", help="answers and features that runs share (--out)"
+    )
     parser.add_argument("--init", metavar="DRAFT", help="a draft to begin with")
     parser.add_argument("--target", metavar="MODEL", help="in place of the recipe's target")
     parser.add_argument("--device", default="auto", help="where the target is put (auto)")
@@ -78,16 +81,24 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.out is None:
         raise SettingsError("nowhere to put the run", "Give --out FOLDER.")
+    if options.auto and options.init:
+        raise SettingsError("a draft to begin with is no candidate", "Give --auto or --init.")
     from vispec.training.pipeline import train
 
     command = shlex.join(["vispec", *sys.argv[1:]])
-    if options.auto:
-        from vispec.training.auto import choose
+    given = {
+        "command": command,
+        "device": options.device,
+        "cache": options.cache or options.out,
+    }
+    with shared.kept(options.out):
+        if options.auto:
+            from vispec.training.auto import choose
 
-        best = choose(recipe, options.out, options.auto, command=command, device=options.device)
-        screen.put(Text(f"fastest of {len(recipe.candidates)}: {best}"))
-        recipe = replace(recipe, draft=best)
-    found = train(recipe, options.out, init=options.init, command=command, device=options.device)
+            best = choose(recipe, options.out, options.auto, **given)
+            screen.put(Text(f"fastest of {len(recipe.candidates)}: {best}"))
+            recipe = replace(recipe, draft=best)
+        found = train(recipe, options.out, init=options.init, **given)
     length = found["acceptance_length"]
     screen.put(Text(f"{options.out / 'draft'}: {length:.2f} tokens a pass, greedy chain, held out"))
     return 0

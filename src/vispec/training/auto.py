@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from accelerate import PartialState
+
 from vispec.decoding.engine import Engine
 from vispec.errors import SettingsError
 from vispec.loading_drafts import load_draft
 from vispec.loading_targets import load_target
+from vispec.runs import claim
 from vispec.training.distill import Question
 from vispec.training.pipeline import HELDOUT, train
 from vispec.training.questions import questions
@@ -24,12 +27,19 @@ ASKED = 16
 
 
 def choose(
-    recipe: Recipe, folder: Path, minutes: float, *, command: str = "", device: str = "auto"
+    recipe: Recipe,
+    folder: Path,
+    minutes: float,
+    *,
+    command: str = "",
+    device: str = "auto",
+    cache: Path | None = None,
 ) -> DraftRecipe:
     """The candidate whose draft decodes fastest.
 
     Args:
-        folder: of the run; candidates are trained in `candidates/` of it, from one cache.
+        folder: of the run; candidates are trained in `candidates/` of it.
+        cache: of the answers and features that all of them learn from; the run's own by default.
         minutes: of training, all candidates together; answers and features are not counted.
 
     Raises:
@@ -40,30 +50,43 @@ def choose(
             f"the recipe has {len(recipe.candidates)} candidates",
             "Name two [[candidates]] or more.",
         )
+    by_steps = {bool(stage.steps) for stage in recipe.stages}
+    if len(by_steps) > 1:
+        raise SettingsError(
+            "some stages have steps and others minutes, which have no share of a time",
+            "Give all of them the same.",
+        )
     each = minutes / len(recipe.candidates)
     whole = sum(stage.minutes or stage.steps for stage in recipe.stages)
     stages = [
         replace(stage, minutes=each * (stage.minutes or stage.steps) / whole, steps=0, patience=0)
         for stage in recipe.stages
     ]
+    state, path = PartialState(cpu=device == "cpu"), folder / "auto.json"
+    with state.main_process_first():
+        claim(folder, {"candidates": [asdict(one) for one in recipe.candidates]}, "candidates.json")
     folders = []
     for number, draft in enumerate(recipe.candidates):
         place = folder / "candidates" / str(number)
         brief = replace(recipe, draft=draft, stages=stages)
-        train(brief, place, command=command, device=device, cache=folder)
+        train(brief, place, command=command, device=device, cache=cache or folder)
         folders.append(place / "draft")
-    asked = questions(recipe.data[HELDOUT], HELDOUT)[:ASKED]
-    target = load_target(recipe.target, device=device)
-    engines = []
-    for place in folders:
-        loaded, tree = load_draft(place, target)
-        engines.append(Engine(target, loaded, tree=tree))
-    speeds = speed(engines, asked, recipe.max_new_tokens)
-    rows = [
-        {"draft": asdict(draft), "tokens_per_s": value}
-        for draft, value in zip(recipe.candidates, speeds, strict=True)
-    ]
-    (folder / "auto.json").write_text(json.dumps(rows, indent=2) + "\n")
+    # One process decides for all, and once.
+    if state.is_main_process and not path.exists():
+        asked = questions(recipe.data[HELDOUT], HELDOUT)[:ASKED]
+        target = load_target(recipe.target, device=state.device if device == "auto" else device)
+        engines = []
+        for place in folders:
+            loaded, tree = load_draft(place, target)
+            engines.append(Engine(target, loaded, tree=tree))
+        speeds = speed(engines, asked, recipe.max_new_tokens)
+        rows = [
+            {"draft": asdict(draft), "tokens_per_s": value}
+            for draft, value in zip(recipe.candidates, speeds, strict=True)
+        ]
+        path.write_text(json.dumps(rows, indent=2) + "\n")
+    state.wait_for_everyone()
+    speeds = [row["tokens_per_s"] for row in json.loads(path.read_text())]
     return recipe.candidates[max(range(len(speeds)), key=speeds.__getitem__)]
 
 

@@ -8,10 +8,13 @@ one group at most and none is ever there twice. Several workers take groups in t
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +127,9 @@ def distill(
         the answers to all of `questions` that are there by now.
 
     Raises:
-        VispecError: if the folder holds answers to other questions.
+        VispecError: if two questions have one key, or the folder holds answers to others.
     """
+    _refuse_twins(questions)
     folder.mkdir(parents=True, exist_ok=True)
     groups = [questions[start : start + batch] for start in range(0, len(questions), batch)]
     waiting = []
@@ -134,21 +138,42 @@ def distill(
         known = _read(path) if path.exists() else None
         if known is None:
             waiting.append(number)
-        elif [answer.key for answer in known] != [question.key for question in groups[number]]:
+        elif known[1] != digest(groups[number], max_new_tokens):
             raise VispecError(
-                f"{path} holds answers to other questions; give another folder, or the same"
-                " questions in groups of the same size"
+                f"{path} holds answers to other questions, or to these at another temperature or"
+                " length; give another folder, or ask the same in groups of the same size"
             )
     total = sum(len(groups[number]) for number in waiting)
     with Progress("answers", total, "tokens") as progress:
         for number in waiting:
             answers = _asked(engine, groups[number], number * batch, max_new_tokens)
-            _write(answers, folder / f"answers-{number:06d}.parquet")
+            asked = digest(groups[number], max_new_tokens)
+            _write(answers, folder / f"answers-{number:06d}.parquet", asked)
             progress.add(len(answers), sum(len(answer.token_ids) for answer in answers))
     found = read_answers(folder)
     for key, error in found.errors.items():
         print(f"skipped question '{key}': {error}", file=sys.stderr, flush=True)
     return found
+
+
+def digest(questions: Sequence[Question], max_new_tokens: int) -> str:
+    """Of what is asked, and how; pictures by their names."""
+    found = hashlib.sha256(str(max_new_tokens).encode())
+    for one in questions:
+        pictures = [Path(x).name if isinstance(x, str | os.PathLike) else "" for x in one.images]
+        facts = [one.key, str(one.prompt), one.temperature, pictures]
+        found.update(json.dumps(facts).encode())
+    return found.hexdigest()[:16]
+
+
+def _refuse_twins(questions: Sequence[Question]) -> None:
+    """Raise for two questions of one key, whose answers could not be told apart."""
+    twins = [key for key, count in Counter(q.key for q in questions).items() if count > 1]
+    if twins:
+        raise VispecError(
+            f"{len(twins)} keys name more than one question, '{twins[0]}' for one; give every"
+            " question an id of its own"
+        )
 
 
 def _asked(
@@ -187,24 +212,29 @@ def read_answers(folder: Path) -> Answers:
     """All answers in a folder; files that cannot be read are left out, and named."""
     found: list[Answer] = []
     damaged = []
+    # There may be millions of tokens: one number of each.
+    same: dict[int, int] = {}
     for path in sorted(folder.glob("answers-*.parquet")):
-        answers = _read(path)
-        if answers is None:
+        known = _read(path)
+        if known is None:
             damaged.append(str(path))
             print(f"left out a damaged file of answers: {path}", file=sys.stderr, flush=True)
         else:
-            found += answers
+            found += [
+                replace(answer, token_ids=[same.setdefault(t, t) for t in answer.token_ids])
+                for answer in known[0]
+            ]
     return Answers(found, damaged)
 
 
-def _write(answers: Sequence[Answer], path: Path) -> None:
+def _write(answers: Sequence[Answer], path: Path, asked: str) -> None:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
     kinds = {"key": pa.string(), "token_ids": pa.list_(pa.int32()), "text": pa.string()}
     table = pa.Table.from_pylist(
         [asdict(answer) for answer in answers],
-        schema=pa.schema([*kinds.items(), ("error", pa.string())]),
+        schema=pa.schema([*kinds.items(), ("error", pa.string())], {"asked": asked}),
     )
     # What a kill leaves unfinished has another name.
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
@@ -212,12 +242,15 @@ def _write(answers: Sequence[Answer], path: Path) -> None:
     unfinished.replace(path)
 
 
-def _read(path: Path) -> list[Answer] | None:
+def _read(path: Path) -> tuple[list[Answer], str] | None:
+    """Answers, and the digest of what was asked; None of a file that cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
     try:
-        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
-        return [Answer(**row) for row in rows]
-    except (pa.ArrowException, OSError, TypeError):
+        table = parquet.read_table(path)
+        rows: list[dict[str, Any]] = table.to_pylist()
+        found = [Answer(**row) for row in rows]
+    except (pa.ArrowException, OSError, TypeError, KeyError):
         return None
+    return found, (table.schema.metadata or {}).get(b"asked", b"").decode()

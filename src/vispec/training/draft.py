@@ -15,11 +15,12 @@ Shapes: `b` samples, `t` positions, `n` rows, `a` rows at an answer's positions,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from vispec.drafts.reading import Seen, own_words
@@ -100,7 +101,7 @@ class Stage(nn.Module):
         target: whose LM head reads features; it does not learn.
         losses: weights of `vispec.training.losses.LOSSES`, summed at every position of every pass.
         self_fed: passes on the draft's own guesses after the first on true features.
-        noise: uniform noise on true features, as a share of their standard deviation.
+        noise, relative_noise: uniform noise on true features; see `StageRecipe`.
         decay: weight of each pass relative to the one before.
     """
 
@@ -112,11 +113,13 @@ class Stage(nn.Module):
         *,
         self_fed: int = 0,
         noise: float = 0.0,
+        relative_noise: float = 0.0,
         decay: float = 1.0,
     ) -> None:
         super().__init__()
         self.draft, self.loss = draft, weighted(losses)
-        self.self_fed, self.noise, self.decay = self_fed, noise, decay
+        self.self_fed, self.decay = self_fed, decay
+        self.noise = noise, relative_noise
         self._beside = Beside(target)
 
     @staticmethod
@@ -128,7 +131,9 @@ class Stage(nn.Module):
         """The mean loss over all answer positions, and the share of tokens guessed right."""
         target, head = self._beside.target, self._beside.head
         asked = _Asked.of(samples, self.draft, target)
-        passes = unroll(self.draft, asked, self.self_fed, self.noise)
+        if self.training and any(self.noise):
+            asked = replace(asked, seen=[_disturbed(one, *self.noise) for one in asked.seen])
+        passes = unroll(self.draft, asked, self.self_fed)
         total = asked.hidden.new_zeros(()) if passes.loss is None else passes.loss
         numbers: dict[str, float] = {}
         scale = sum(self.decay**turn for turn in range(self.self_fed + 1))
@@ -232,14 +237,9 @@ class _Keys:
         return key, value
 
 
-def unroll(draft: SequentialDraft, asked: _Asked, self_fed: int, noise: float = 0.0) -> Passes:
+def unroll(draft: SequentialDraft, asked: _Asked, self_fed: int) -> Passes:
     """Guess behind every position of every answer, and on from there `self_fed` times."""
-    seen = asked.seen
-    if noise:
-        seen = [
-            Seen(s.embeddings, _disturbed(s.features, noise), s.image_index, s.prompt) for s in seen
-        ]
-    reading = draft.read(seen)
+    reading = draft.read(asked.seen)
     rows = reading.rows
     hidden = pad_sequence([r.hidden for r in rows], batch_first=True)
     places = pad_sequence([r.position for r in rows], batch_first=True)
@@ -295,13 +295,23 @@ def acceptance(
     return walked(right, asked.tokens.cpu(), asked.real.cpu())
 
 
-def _disturbed(features: Tensor, noise: float) -> Tensor:
-    return features + noise * features.std() * 2 * (torch.rand_like(features) - 0.5)
+def _disturbed(seen: Seen, noise: float, relative: float) -> Seen:
+    """With noise on what is read of the target."""
+    features = seen.features
+    reach = noise * 512 / max(1, len(features)) + 2 * relative * features.std()
+    return replace(seen, features=features + reach * (torch.rand_like(features) - 0.5))
 
 
-def frozen(head: nn.Linear) -> nn.Linear:
-    """The same weights, for which no gradients are worked out."""
-    same = nn.Linear(head.in_features, head.out_features, head.bias is not None, device="meta")
+class FrozenHead(nn.Linear):
+    """The weights of an LM head, for which no gradients are worked out, in their own numbers."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+
+
+def frozen(head: nn.Linear) -> FrozenHead:
+    """The same weights, none of them copied."""
+    same = FrozenHead(head.in_features, head.out_features, head.bias is not None, device="meta")
     same.weight = nn.Parameter(head.weight.detach(), requires_grad=False)
     if head.bias is not None:
         same.bias = nn.Parameter(head.bias.detach(), requires_grad=False)

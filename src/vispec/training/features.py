@@ -205,10 +205,11 @@ def collect(
         folder / f"features-{start:06d}.safetensors": asked[start : start + SHARD]
         for start in range(worker * SHARD, len(asked), workers * SHARD)
     }
-    waiting = {path: group for path, group in groups.items() if not _whole(path, len(group))}
+    waiting = {path: group for path, group in groups.items() if not _whole(path, group)}
     with Progress("features", sum(map(len, waiting.values())), "positions") as progress:
         for path, group in waiting.items():
-            made = [look(target, q, answers[q.key], layers) for q in group]
+            # Off the device one by one: together they may be larger than what it has left.
+            made = [_at_hand(look(target, q, answers[q.key], layers)) for q in group]
             _write(made, path, target, precision)
             progress.add(len(made), sum(len(sample.features) for sample in made))
     return Store(folder, target)
@@ -219,7 +220,8 @@ def _write(made: Sequence[Sample], path: Path, target: Target, precision: Precis
     tensors: dict[str, Tensor] = {}
     for i, sample in enumerate(made):
         # What is no token's own embedding is kept: images.
-        kept = (target.embedding(sample.ids) != sample.embeddings).any(-1)
+        ids = sample.ids.to(target.embedding.weight.device)
+        kept = (target.embedding(ids).cpu() != sample.embeddings).any(-1)
         same = torch.equal(sample.features, sample.hidden)
         for name, value in (
             ("features", sample.features),
@@ -239,20 +241,30 @@ def _write(made: Sequence[Sample], path: Path, target: Target, precision: Precis
         "keys": json.dumps([sample.key for sample in made]),
     }
     save_file(
-        {name: value.contiguous().cpu() for name, value in tensors.items()},
+        {name: value.contiguous() for name, value in tensors.items()},
         path.with_suffix(".tmp"),
         metadata=facts,
     )
     path.with_suffix(".tmp").replace(path)
 
 
-def _whole(path: Path, count: int) -> bool:
-    """Whether a shard is there, can be read, and holds as many samples."""
+def _at_hand(sample: Sample) -> Sample:
+    """In main memory."""
+    moved: dict[str, Any] = {
+        name: value.cpu() if isinstance(value, Tensor) else value
+        for name, value in vars(sample).items()
+    }
+    return Sample(**moved)
+
+
+def _whole(path: Path, group: Sequence[Question]) -> bool:
+    """Whether a shard is there, can be read, and holds just these."""
     try:
         with safe_open(path, "pt") as file:
-            return int((file.metadata() or {}).get("samples", -1)) == count
+            keys = json.loads((file.metadata() or {}).get("keys", "[]"))
     except (SafetensorError, OSError, ValueError):
         return False
+    return bool(keys == [question.key for question in group])
 
 
 class _Shard:

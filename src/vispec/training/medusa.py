@@ -80,6 +80,7 @@ def medusa_acceptance(
     begun = [_answered(sample, draft)[:-1] for sample in samples]
     tokens = pad_sequence([sample.tokens for sample in samples], True, -1)
     real = pad_sequence([torch.ones_like(sample.tokens) for sample in samples], True).bool()
+    tokens, real = tokens.cpu(), real.cpu()
     right = torch.zeros(*tokens.shape, depth, dtype=torch.bool)
     head = frozen(target.head)
     for row, hidden in enumerate(begun):

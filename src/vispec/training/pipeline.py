@@ -24,8 +24,10 @@ from accelerate import PartialState
 from torch import nn
 from torch.utils.data import ConcatDataset
 
+from vispec.adapters import settings_of
 from vispec.checkpoints.registry import read
 from vispec.decoding.engine import Engine
+from vispec.drafts import Eagle3Draft, EagleDraft
 from vispec.drafts.medusa import MedusaDraft
 from vispec.errors import SettingsError
 from vispec.hub import Card, save_pretrained
@@ -35,17 +37,18 @@ from vispec.runs import claim
 from vispec.targets import Target
 from vispec.training.chains import joined
 from vispec.training.curves import draw
-from vispec.training.distill import Answers, Question, distill, read_answers
+from vispec.training.distill import Answers, Question, digest, distill, read_answers
 from vispec.training.draft import Batches, Stage, acceptance, split
 from vispec.training.drafts import frequent, new_draft
 from vispec.training.features import Online, Sample, Store, collect
 from vispec.training.medusa import MedusaStage, medusa_acceptance
 from vispec.training.provenance import provenance
 from vispec.training.questions import questions
-from vispec.training.recipe import Recipe, StageRecipe
+from vispec.training.recipe import DraftRecipe, Recipe, StageRecipe
 from vispec.training.trainer import Settings, Trainer
 
 HELDOUT = "heldout"
+NETWORKS = {"eagle": EagleDraft, "eagle3": Eagle3Draft, "medusa": MedusaDraft}
 
 
 def train(
@@ -73,9 +76,10 @@ def train(
         VispecError: for anything wrong with the recipe, its data or its target.
     """
     asked = {name: questions(source, name) for name, source in recipe.data.items()}
-    target = load_target(recipe.target, device=device)
+    # Of several processes each has a device of its own.
+    state = PartialState(cpu=device == "cpu")
+    target = load_target(recipe.target, device=state.device if device == "auto" else device)
     cache = cache or folder
-    state = PartialState()
     with state.main_process_first():
         claim(cache, _claimed(recipe, asked), "cache.json")
         claim(folder, {"draft": asdict(recipe.draft), "init": init})
@@ -87,14 +91,14 @@ def train(
         for name in asked
     }
     heldout = data[HELDOUT]
+    origin = {**provenance(command, cache / "answers"), "recipe": asdict(recipe)}
     for stage in recipe.stages:
-        run_stage(
-            draft, target, stage, [data[name] for name in stage.data], heldout, folder, recipe
-        )
+        own = [data[name] for name in stage.data]
+        run_stage(draft, target, stage, own, heldout, folder, recipe, origin=origin)
     draft.eval().requires_grad_(False)
     found = judged(draft, target, heldout)
     if state.is_main_process:
-        finish(draft, recipe, folder, found, provenance(command, cache / "answers"), answers)
+        finish(draft, recipe, folder, found, origin, answers)
     state.wait_for_everyone()
     return found
 
@@ -130,13 +134,40 @@ def begin(target: Target, recipe: Recipe, answers: Mapping[str, Answers], init: 
     if init is not None:
         draft: Any = read(init).to(device=target.device, dtype=target.dtype)
         draft.check(target)
+        refuse_another_kind(draft, wanted, init)
         share_embedding(draft, target)
     else:
         if wanted.vocabulary:
-            said = (a.token_ids for found in answers.values() for a in found.values())
+            told = [found for name, found in answers.items() if name != HELDOUT]
+            said = (a.token_ids for found in told for a in found.values())
             token_map = frequent(said, wanted.vocabulary, target.vocab_size)
         draft = new_draft(target, wanted, seed=recipe.seed, token_map=token_map)
     return draft.to(device=target.device, dtype=torch.float32).requires_grad_(True).train()
+
+
+def refuse_another_kind(draft: Any, wanted: DraftRecipe, init: str) -> None:
+    """Raise if a draft to begin with is not what the recipe describes, where it describes one."""
+    if wanted == DraftRecipe():
+        return
+    adapter = getattr(draft, "adapter", None)
+    own = None if adapter is None else _kind(settings_of(adapter))
+    if not isinstance(draft, NETWORKS[wanted.kind]) or own != _kind(wanted.adapter):
+        raise SettingsError(
+            f"the recipe describes a draft ({wanted.kind}, adapter {_kind(wanted.adapter)}), and"
+            f" '{init}' is another ({type(draft).__name__}, adapter {own})",
+            "Leave [draft] out of the recipe.",
+        )
+
+
+def _kind(adapter: Any) -> Any:
+    """Of an adapter's settings, or of each in a list."""
+    if adapter and "parts" in adapter and adapter["kind"] == "stacked":
+        adapter = adapter["parts"]
+    return (
+        [one["kind"] for one in adapter]
+        if isinstance(adapter, list)
+        else adapter and adapter["kind"]
+    )
 
 
 def look_up(
@@ -182,8 +213,20 @@ def run_stage(
     folder: Path,
     recipe: Recipe,
     clock: Callable[[], float] = time.monotonic,
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
-    """Train one stage to its end; `clock` counts its minutes."""
+    """Train one stage to its end.
+
+    Args:
+        clock: counts its minutes.
+        origin: where its checkpoints come from.
+
+    Raises:
+        VispecError: if the stage was begun with other settings.
+    """
+    place = folder / "stages" / stage.name
+    with PartialState().main_process_first():
+        claim(place, {"stage": asdict(stage), "seed": recipe.seed}, "stage.json")
     draft.train().requires_grad_(True)
     adapter = getattr(draft, "adapter", None)
     if stage.train != "all":
@@ -205,6 +248,7 @@ def run_stage(
             stage.losses,
             self_fed=stage.self_fed,
             noise=stage.noise,
+            relative_noise=stage.relative_noise,
             decay=stage.decay,
         )
     parts: Any = data
@@ -215,7 +259,7 @@ def run_stage(
         batches,
         lambda model, samples: model(samples),
         Settings(
-            folder / "stages" / stage.name,
+            place,
             stage.learning_rate,
             budget_s=stage.minutes * 60 or None,
             budget_steps=stage.steps or None,
@@ -225,6 +269,7 @@ def run_stage(
             accumulate=stage.accumulate,
             ema=stage.ema,
             evaluate_s=stage.evaluate_minutes * 60,
+            evaluate_steps=stage.evaluate_steps,
             watch=f"{HELDOUT}_acceptance_length",
             patience=stage.patience,
             clock=clock,
@@ -237,6 +282,7 @@ def run_stage(
         load=batches.load,
         weigh=Stage.weight,
         names=lambda samples: ", ".join(sample.key for sample in samples),
+        origin=origin,
     ).run()
 
 
@@ -287,7 +333,6 @@ def finish(
     save_pretrained(draft.to(torch.bfloat16), out, card)
     draft.to(torch.float32)
     facts = {
-        "recipe": asdict(recipe),
         "answers": counts,
         "skipped": skipped,
         "heldout": dict(found),
@@ -302,5 +347,5 @@ def _claimed(recipe: Recipe, asked: Mapping[str, Sequence[Question]]) -> dict[st
         "target": recipe.target,
         "features": recipe.features,
         "max_new_tokens": recipe.max_new_tokens,
-        "questions": {name: len(group) for name, group in asked.items()},
+        "questions": {name: digest(group, recipe.max_new_tokens) for name, group in asked.items()},
     }

@@ -3,7 +3,7 @@
 A folder holds either
 
 * `*.jsonl`, one object a line: `prompt` or `messages`, and `image` or `images`, paths within the
-  folder; an `id` where the lines have one of their own; or
+  folder; an `id` and a `temperature` where the lines have ones of their own; or
 * pictures, and `prompts.txt` with one prompt a line: every picture is asked one of them in turn.
 
 Of a dataset, `datasets.load_dataset` gives the rows; they have the same names, or those that the
@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import sys
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from vispec.errors import SettingsError
@@ -53,27 +56,51 @@ class Source:
     path: str
     config: str = ""
     split: str = "train"
-    first: int = 0
-    limit: int = 0
+    first: Annotated[int, Field(ge=0)] = 0
+    limit: Annotated[int, Field(ge=0)] = 0
     prompt: str = ""
     image: str = ""
     shown: bool = True
-    temperature: float = 0.0
+    temperature: Annotated[float, Field(ge=0)] = 0.0
     longer: bool = False
+
+    def overlaps(self, other: Source) -> bool:
+        """Whether both have a row of the same file or dataset."""
+        if (self.path, self.config, self.split) != (other.path, other.config, other.split):
+            return False
+        ends = [one.first + one.limit if one.limit else math.inf for one in (self, other)]
+        return self.first < ends[1] and other.first < ends[0]
 
 
 def questions(source: Source, name: str) -> list[Question]:
-    """The questions of a source.
+    """The questions of a source; rows without a prompt are left out, counted and named.
 
     Args:
         name: tells them from other sources'.
 
     Raises:
-        SettingsError: if there is nothing to ask, or a row without a prompt.
+        SettingsError: if there is nothing to ask.
     """
-    found = [_question(row, source, f"{name}-{key}") for key, row in _rows(source)]
+    found, skipped, seen = [], [], Counter[str]()
+    for key, row in _rows(source):
+        seen[key] += 1
+        own = f"{name}-{key}" if seen[key] == 1 else f"{name}-{key}-{seen[key]}"
+        prompt = _prompt(row, source, own)
+        if prompt is None:
+            skipped.append((own, ", ".join(row)))
+        else:
+            found.append(_question(row, source, own, prompt))
+    if not found and skipped:
+        raise SettingsError(
+            f"question '{skipped[0][0]}' of {source.path!r} has no prompt among {skipped[0][1]},"
+            " nor has any other",
+            "Name the column with prompt = …",
+        )
     if not found:
         raise SettingsError(f"{source.path!r} holds no questions", __doc__ or "")
+    if skipped:
+        told = ", ".join(key for key, _ in skipped[:3]) + (" …" if len(skipped) > 3 else "")
+        print(f"skipped {len(skipped)} rows without a prompt: {told}", file=sys.stderr, flush=True)
     return found
 
 
@@ -157,36 +184,44 @@ def _picture_column(names: Collection[str], source: Source) -> str | None:
     return next((name for name in known if name in names), None)
 
 
-def _question(row: Mapping[str, Any], source: Source, key: str) -> Question:
-    prompt = _prompt(row, source, key)
-    if source.longer and isinstance(prompt, str):
-        prompt += LONGER[hashlib.sha256(key.encode()).digest()[0] % len(LONGER)]
+def _question(row: Mapping[str, Any], source: Source, key: str, prompt: Any) -> Question:
     images: list[Any] = []
     if source.shown:
         column = _picture_column(row, source)
         value = None if column is None else row[column]
         images = [] if value is None else list(value) if isinstance(value, list) else [value]
-    return Question(key, prompt, images, source.temperature)
+    return Question(key, prompt, images, row.get("temperature", source.temperature))
 
 
 def _prompt(row: Mapping[str, Any], source: Source, key: str) -> Any:
-    """The text, or the messages up to the last one of the user's."""
+    """The text, or the messages up to the last one of the user's; None of a row without any."""
     names = (
         (source.prompt,) if source.prompt else ("messages", "prompt", "question", "conversations")
     )
     value = next((row[name] for name in names if row.get(name)), None)
+    longer = LONGER[hashlib.sha256(key.encode()).digest()[0] % len(LONGER)] * source.longer
     if isinstance(value, str):
-        return value.replace("<image>", "").strip()
-    if isinstance(value, list) and value and isinstance(value[0], Mapping):
-        if "role" in value[0]:
-            return value
-        first = next((turn.get("value") for turn in value if turn.get("from") in _ASKING), None)
-        if isinstance(first, str):
-            return first.replace("<image>", "").strip()
-    raise SettingsError(
-        f"question '{key}' has no prompt among {', '.join(row)}",
-        "Name the column with prompt = …",
-    )
+        return value.replace("<image>", "").strip() + longer
+    if not isinstance(value, list) or not value or not isinstance(value[0], Mapping):
+        return None
+    if "role" not in value[0]:
+        first = next((turn.get("value") for turn in value if turn.get("from") in ASKING), None)
+        return first.replace("<image>", "").strip() + longer if isinstance(first, str) else None
+    last = max((i for i, turn in enumerate(value) if turn.get("role") == "user"), default=None)
+    if last is None:
+        return None
+    return [*value[:last], _extended(value[last], longer)]
 
 
-_ASKING = ("human", "user")
+def _extended(message: Mapping[str, Any], more: str) -> Mapping[str, Any]:
+    """A message of the user's with words behind it."""
+    content = message.get("content")
+    if not more:
+        return message
+    if isinstance(content, str):
+        return {**message, "content": content + more}
+    return {**message, "content": [*(content or []), {"type": "text", "text": more.strip()}]}
+
+
+ASKING = ("human", "user")
+"""Who asks, in LLaVA's and ShareGPT's manner."""

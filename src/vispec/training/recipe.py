@@ -6,9 +6,9 @@ import json
 import tomllib
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from vispec.adapters import build
@@ -19,6 +19,10 @@ from vispec.training.questions import Source
 RECIPES = Path(__file__).parent / "recipes"
 """Where those lie that come along."""
 STRICT = ConfigDict(extra="forbid")
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -36,11 +40,11 @@ class DraftRecipe:
     """
 
     kind: Literal["eagle", "eagle3", "medusa"] = "eagle"
-    layers: int = 1
+    layers: Positive = 1
     adapter: dict[str, Any] | list[dict[str, Any]] | None = None
-    aux_layers: list[int] | None = None
-    vocabulary: int = 0
-    heads: int = 4
+    aux_layers: list[Count] | None = None
+    vocabulary: Count = 0
+    heads: Positive = 4
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -52,32 +56,38 @@ class StageRecipe:
         losses: weights of `vispec.training.losses.LOSSES`.
         steps, minutes: how long; exactly one of them.
         self_fed: passes on the draft's own guesses.
-        noise: uniform noise on true features, as a share of their standard deviation.
+        noise: uniform noise on true features, `(rand - 0.5) * noise * 512 / t` for a text of `t`
+            positions, as EAGLE's and ViSpec's code has it.
+        relative_noise: the same as a share of the features' standard deviation, whatever `t` is.
         decay: weight of each pass, or of each head, relative to the one before.
         train: what learns; the rest is frozen.
         batch: samples a step, over all processes.
-        positions: longest padded batch.
-        patience: evaluations without a longer acceptance, after which the stage ends; 0 for none.
+        positions: of what a device runs at once, padding among them; a longer batch is taken apart.
+        patience: evaluations without a longer acceptance, after which the stage ends, with the
+            weights of the longest; 0 for none.
+        evaluate_steps: between evaluations; 0 to go by `evaluate_minutes`.
     """
 
-    name: str
-    data: list[str]
+    name: Annotated[str, Field(pattern=r"^[^/\\]+$")]
+    data: Annotated[list[str], Field(min_length=1)]
     losses: dict[str, float]
-    learning_rate: float
-    steps: int = 0
-    minutes: float = 0.0
-    self_fed: int = 0
-    noise: float = 0.0
-    decay: float = 1.0
+    learning_rate: Above
+    steps: Count = 0
+    minutes: Amount = 0.0
+    self_fed: Count = 0
+    noise: Amount = 0.0
+    relative_noise: Amount = 0.0
+    decay: Above = 1.0
     train: Literal["all", "adapter", "draft"] = "all"
-    batch: int = 16
-    positions: int = 8192
-    accumulate: int = 1
-    clip: float = 0.5
-    warmup: float = 0.04
-    ema: float = 0.0
-    patience: int = 0
-    evaluate_minutes: float = 5.0
+    batch: Positive = 16
+    positions: Positive = 8192
+    accumulate: Positive = 1
+    clip: Above = 0.5
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.04
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    patience: Count = 0
+    evaluate_minutes: Amount = 5.0
+    evaluate_steps: Count = 0
     bf16: bool = True
 
 
@@ -100,8 +110,8 @@ class Recipe:
     draft: DraftRecipe = field(default_factory=DraftRecipe)
     features: Literal["online", "float32", "bfloat16", "int8"] = "bfloat16"
     seed: int = 0
-    max_new_tokens: int = 512
-    max_batch: int = 16
+    max_new_tokens: Positive = 512
+    max_batch: Positive = 16
     candidates: list[DraftRecipe] = field(default_factory=list)
 
     def check(self) -> None:
@@ -119,12 +129,31 @@ class Recipe:
             if unknown:
                 known = ", ".join(self.data)
                 raise SettingsError(f"{where} learns from '{unknown[0]}'", f"Known are {known}.")
+            if stage.train != "all" and self.draft.adapter is None:
+                raise SettingsError(f"{where} trains the {stage.train}: there is no adapter")
+            if "features" in stage.losses and self.draft.kind != "eagle":
+                raise SettingsError(
+                    f"{where} has a loss of features, and {self.draft.kind} guesses tokens",
+                    "Leave features out of its losses.",
+                )
             if "heldout" in stage.data:
                 raise SettingsError(f"{where} learns from heldout", "Learn from something else.")
+        unseen = self.data["heldout"]
+        for name, source in self.data.items():
+            if name != "heldout" and source.overlaps(unseen):
+                raise SettingsError(
+                    f"[data.{name}] and [data.heldout] share rows of {source.path!r}",
+                    "What acceptance is measured on must not be learnt from: use first and limit.",
+                )
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise SettingsError(f"stages share a name: {', '.join(names)}")
         for draft in (self.draft, *self.candidates):
+            if "selector" in str(draft.adapter):
+                raise SettingsError(
+                    "a selector is not trained but measured",
+                    "Train its parts, and put them together by vispec.training.selection.select.",
+                )
             if draft.adapter is not None:
                 # Of some width, to see whether its settings make sense.
                 build(draft.adapter, 64)

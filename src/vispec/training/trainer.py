@@ -60,10 +60,12 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from vispec.errors import SettingsError
+from vispec.errors import DivergedError, SettingsError
+from vispec.training.curves import read_log
 from vispec.training.muon import Muon
 
 CHECKPOINT = "checkpoint"
+BEST = "best.pt"
 Loss = Callable[[Any, Any], tuple[Tensor, dict[str, float]]]
 
 
@@ -79,11 +81,13 @@ class Settings:
         matrix_rate: learning rate of Muon's matrices as a multiple of AdamW's.
         autocast: run the loss function in bfloat16 where that is safe.
         checkpoint_s, log_s, evaluate_s: seconds between checkpoints, log lines, evaluations.
+        evaluate_steps: steps between evaluations instead, where it is not 0.
         accumulate: parts that a process takes its batch apart into, one after another.
         ema: decay a step of a running mean of the weights, which is what is evaluated and what is
             left at the end; 0 for none.
         watch: the number of ``evaluate`` that should grow.
-        patience: evaluations in a row without a better one, after which the run ends; 0 for none.
+        patience: evaluations in a row without a better one, after which the run ends, and the best
+            one's weights are what is left; 0 for none.
         clock: what all seconds are counted by; `time.process_time` for runs that are compared on a
             machine which does other things too.
     """
@@ -102,6 +106,7 @@ class Settings:
     checkpoint_s: float = 300.0
     log_s: float = 20.0
     evaluate_s: float = 300.0
+    evaluate_steps: int = 0
     accumulate: int = 1
     ema: float = 0.0
     watch: str = ""
@@ -156,23 +161,29 @@ class Trainer:
         load: Callable[[Any], list[Any]] = lambda part: [part],
         weigh: Callable[[Any], float] = lambda piece: 1.0,
         names: Callable[[Any], str] = lambda piece: "",
+        origin: Mapping[str, Any] | None = None,
     ) -> None:
         """Args beyond the module's text.
 
         Args:
             names: what a piece is called, for messages.
+            origin: where checkpoints come from; kept beside each as ``provenance.json``.
         """
         self.model, self.batches, self.loss = model, batches, loss
         self.settings, self.evaluate, self.on_checkpoint = settings, evaluate, on_checkpoint
         self.split, self.load, self.weigh, self.names = split, load, weigh, names
+        self.origin = origin
+        # The model is where it is to be already.
         self.accelerator = Accelerator(
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
+            device_placement=False,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         # Parts of a batch are as large on every process as on one.
         self.parts = self.accelerator.num_processes * settings.accumulate
         if self.parts > 1 and split is None:
             raise ValueError(f"batches are to be taken apart into {self.parts}: give split")
         self.progress = Progress()
+        self.device = next(model.parameters()).device
         self.sharded = self.accelerator.distributed_type == DistributedType.FSDP
         self._refuse_what_cannot_be_spread()
         # Sharding changes a module for good; the one that was given stays as it is.
@@ -233,8 +244,11 @@ class Trainer:
             progress.elapsed_s = self._elapsed()
             losses.append(value)
             ended = self.share >= 1.0
-            judged = ended or progress.elapsed_s - evaluated >= settings.evaluate_s
-            judged = judged and self.evaluate is not None
+            if settings.evaluate_steps:
+                due = progress.step % settings.evaluate_steps == 0
+            else:
+                due = progress.elapsed_s - evaluated >= settings.evaluate_s
+            judged = (ended or due) and self.evaluate is not None
             if ended or judged or progress.elapsed_s - logged >= settings.log_s:
                 self._log(
                     {
@@ -257,13 +271,15 @@ class Trainer:
         self._gather()
         if self.mean is not None:
             self.model.load_state_dict(self.mean.module.state_dict())
+        if settings.patience and (best := settings.folder / BEST).exists():
+            self.model.load_state_dict(torch.load(best, self.device, weights_only=True))
         return progress
 
     def _elapsed(self) -> float:
         """Seconds spent, the same on every process."""
         spent = torch.tensor(self.settings.clock() - self._began, dtype=torch.float64)
         if self.accelerator.num_processes > 1:
-            spent = broadcast(spent.to(self.accelerator.device))
+            spent = broadcast(spent.to(self.device))
         return float(spent)
 
     def _step(self) -> tuple[float, float, dict[str, float]]:
@@ -284,13 +300,11 @@ class Trainer:
         pieces += (pieces or self.load(parts[0]))[:1] * lacking
         weights += [0.0] * lacking
         self.running.zero_grad(set_to_none=True)
-        total, numbers = torch.zeros((), device=accelerator.device), dict[str, float]()
+        total, numbers = torch.zeros((), device=self.device), dict[str, float]()
         for place, (piece, weight) in enumerate(zip(pieces, weights, strict=True)):
             last = place == len(pieces) - 1
             with nullcontext() if last else accelerator.no_sync(self.running):
-                with torch.autocast(
-                    accelerator.device.type, torch.bfloat16, enabled=settings.autocast
-                ):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.autocast):
                     loss, numbers = self.loss(self.running, piece)
                 share = weight / whole
                 total += loss.detach() * share
@@ -310,7 +324,7 @@ class Trainer:
         """The sum of all processes' weights, and the most pieces that any of them has."""
         if self.accelerator.num_processes == 1:
             return weight, pieces
-        own = torch.zeros(self.accelerator.num_processes, 2, device=self.accelerator.device)
+        own = torch.zeros(self.accelerator.num_processes, 2, device=self.device)
         own[self.accelerator.process_index] = torch.tensor([weight, pieces])
         found = self.accelerator.reduce(own)
         return float(found[:, 0].sum()), int(found[:, 1].max())
@@ -321,7 +335,7 @@ class Trainer:
         folder = self.settings.folder / CHECKPOINT
         called = ", ".join(filter(None, map(self.names, pieces)))
         kept = f"the last good checkpoint is in {folder}" if folder.exists() else "nothing was kept"
-        raise FloatingPointError(
+        raise DivergedError(
             f"the {what} is {value} at step {self.progress.step}"
             + (f", at {called}" if called else "")
             + f"; {kept}; lower the learning rate"
@@ -342,6 +356,10 @@ class Trainer:
         watched = found.get(self.settings.watch)
         if watched is not None and watched > self.progress.best:
             self.progress.best, self.progress.waited = watched, 0
+            if self.settings.patience and self.accelerator.is_main_process:
+                best = self.settings.folder / BEST
+                torch.save(judged.state_dict(), best.with_suffix(".tmp"))
+                best.with_suffix(".tmp").replace(best)
         elif watched is not None:
             self.progress.waited += 1
         self._log(found)
@@ -377,6 +395,9 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(fresh))
         self.accelerator.wait_for_everyone()
+        if main and self.origin is not None:
+            text = json.dumps({**self.origin, "step": self.progress.step}, indent=2)
+            (fresh / "provenance.json").write_text(text + "\n")
         if main:
             # At every moment one of the two is whole; see `_load`.
             shutil.rmtree(old, ignore_errors=True)
@@ -394,12 +415,19 @@ class Trainer:
             torch.set_rng_state(random)
 
     def _load(self) -> None:
-        kept, old = (self.settings.folder / f"{CHECKPOINT}{end}" for end in ("", ".old"))
+        folder = self.settings.folder
+        kept, old = (folder / f"{CHECKPOINT}{end}" for end in ("", ".old"))
         found = kept if kept.exists() else old
         if not found.exists():
             return
         peaks = [[group["peak"] for group in o.param_groups] for o in self.optimizers]
         self.accelerator.load_state(str(found))
+        if self.accelerator.is_main_process:
+            # What was logged since is done again.
+            kept_lines = [line for line in read_log(folder) if line["step"] <= self.progress.step]
+            fresh = folder / "log.tmp"
+            fresh.write_text("".join(json.dumps(line) + "\n" for line in kept_lines))
+            fresh.replace(folder / "log.jsonl")
         for optimizer, own in zip(self.optimizers, peaks, strict=True):
             # A run may be resumed with other settings: they win over the checkpoint's.
             for group, peak in zip(optimizer.param_groups, own, strict=True):

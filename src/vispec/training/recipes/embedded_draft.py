@@ -93,7 +93,7 @@ def stages(kind: str, text_minutes: float, multimodal_minutes: float) -> list[St
             losses=losses.TEXT_STAGE,
             learning_rate=1e-3,
             minutes=text_minutes,
-            noise=0.1,
+            relative_noise=0.1,
             evaluate_minutes=2.0,
         ),
         StageRecipe(
@@ -102,7 +102,7 @@ def stages(kind: str, text_minutes: float, multimodal_minutes: float) -> list[St
             losses=losses.MULTIMODAL_STAGE,
             learning_rate=5e-4,
             minutes=multimodal_minutes,
-            noise=0.1,
+            relative_noise=0.1,
             self_fed=1,
             evaluate_minutes=2.0,
         ),
