@@ -3,9 +3,9 @@
     python benchmarks/drafts_compared.py --data DIR --work DIR --out benchmarks/results/drafts.json
 
 Every arm is trained for the same minutes of one core (of its own computing, whatever else the
-machine does), on the same answers and features, with the same seeds and no trial runs; then the
-four adapters that lead get two further seeds. All of them answer the same held-out questions by
-turns, plainly decoded answers among them.
+machine does), on the same answers and features, with the same seeds and no trial runs; then
+ViSpec's adapter and the others that lead, four in all, get two further seeds. All of them answer
+the same held-out questions by turns, plainly decoded answers among them.
 
 `--part 1/2` and `--part 2/2`, at once, train half of the arms each; without it, what is not yet
 trained is trained, and everything measured. All of it resumes: an arm that is trained is not
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -45,7 +46,7 @@ from vispec.loading_targets import load_target
 from vispec.training import pipeline
 from vispec.training.curves import read_log
 from vispec.training.distill import Question, distill, read_answers
-from vispec.training.drafts import new_draft
+from vispec.training.drafts import frequent, new_draft
 from vispec.training.features import Sample, Store, collect
 from vispec.training.recipe import DraftRecipe, Recipe, StageRecipe
 from vispec.training.recipes import embedded_draft
@@ -56,6 +57,7 @@ LAYERS = (2, 16, 29)
 """Features that EAGLE-3 and fused drafts read; the last hidden states are kept beside them."""
 TREE = TreeShape(8, 5, 2)
 CANDIDATES = (TreeShape.chain(2), TreeShape.chain(4), TREE, TreeShape(12, 6, 3))
+FULL = "query"
 ALONE = "resampler alone, on pooling's draft"
 QUERY = {"kind": "query", "heads": 3, "queries": 2}
 MLP = {"kind": "mlp", "inner": 96}
@@ -82,12 +84,14 @@ class Arm:
         group: what it is compared in: `adapters`, `training` or `kinds`.
         draft: what a recipe calls a draft, or a small model that drafts.
         start: the arm whose trained draft it begins with, with an adapter of its own.
+        steps_of: the arm that it takes as many steps as, in whatever time.
     """
 
     group: str
     draft: DraftRecipe | Small
     stages: tuple[StageRecipe, ...] = (TEXT, SHOWN)
     start: str = ""
+    steps_of: str = ""
     layered: bool = False
 
 
@@ -96,6 +100,7 @@ def with_adapter(adapter: Any) -> Arm:
 
 
 VISPEC = DraftRecipe(adapter=QUERY)
+EAGLE3 = DraftRecipe(kind="eagle3", aux_layers=[*LAYERS])
 ARMS: dict[str, Arm] = {
     "query": with_adapter(QUERY),
     "none": with_adapter(None),
@@ -127,50 +132,22 @@ ARMS: dict[str, Arm] = {
         start="pooling",
     ),
     "text alone": Arm("kinds", DraftRecipe(), (replace(TEXT, minutes=1.0),)),
-    "eagle3": Arm(
-        "kinds",
-        DraftRecipe(kind="eagle3", aux_layers=[*LAYERS]),
-        (
-            replace(
-                SHOWN,
-                losses=TOKENS,
-                self_fed=3,
-                minutes=1.0,
-                learning_rate=1e-3,
-                relative_noise=0.0,
-            ),
-        ),
-        layered=True,
-    ),
+    "eagle3": Arm("kinds", EAGLE3, (replace(TOKENS, self_fed=3),), layered=True),
     "eagle3 and query": Arm(
-        "kinds",
-        DraftRecipe(kind="eagle3", aux_layers=[*LAYERS], adapter=QUERY),
-        (
-            replace(
-                SHOWN,
-                losses=TOKENS,
-                self_fed=3,
-                minutes=1.0,
-                learning_rate=1e-3,
-                relative_noise=0.0,
-            ),
-        ),
-        layered=True,
+        "kinds", replace(EAGLE3, adapter=QUERY), (replace(TOKENS, self_fed=3),), layered=True
     ),
-    "medusa": Arm(
-        "kinds",
-        DraftRecipe(kind="medusa", heads=5),
-        (
-            replace(
-                SHOWN, losses=TOKENS, decay=0.8, minutes=1.0, learning_rate=1e-3, relative_noise=0.0
-            ),
-        ),
-    ),
+    "medusa": Arm("kinds", DraftRecipe(kind="medusa", heads=5), (replace(TOKENS, decay=0.8),)),
     "two layers": Arm("training", replace(VISPEC, layers=2)),
     "small model": Arm("kinds", Small(), ()),
     "small model, blind": Arm("kinds", Small(sees=False), ()),
+    "eagle3 of 1024 tokens": Arm(
+        "kinds", replace(EAGLE3, vocabulary=1024), (replace(TOKENS, self_fed=3),), layered=True
+    ),
+    "half the time on text": Arm(
+        "training", VISPEC, (replace(TEXT, minutes=0.5), replace(SHOWN, minutes=0.5))
+    ),
+    "none, as many steps": Arm("training", DraftRecipe(), steps_of="query"),
 }
-
 
 COUNTS = ("new_tokens", "target_passes", "drafted_tokens")
 TIMES = ("vision_s", "prefill_s", "read_s", "draft_s", "verify_s", "overhead_s")
@@ -236,7 +213,8 @@ def further_seeds(options: argparse.Namespace) -> list[Trained]:
         name: read_log(folder / "stages" / SHOWN.name)[-1]["heldout_acceptance_length"]
         for name, _, folder in first
     }
-    best = sorted(lengths, key=lengths.__getitem__, reverse=True)[: options.leaders]
+    # What others are compared with is always among them.
+    best = sorted(lengths, key=lambda name: (name != FULL, -lengths[name]))[: options.leaders]
     return [(name, seed, arm_folder(options, name, seed)) for name in best for seed in (1, 2)]
 
 
@@ -295,25 +273,37 @@ def train_arm(
     if isinstance(arm.draft, Small):
         train_small(target, arm.draft, [data["multimodal"]], heldout, folder, minutes, seed=seed)
         return
-    draft: Any = new_draft(target, arm.draft, seed=seed).float()
+    token_map = None
+    if arm.draft.vocabulary:
+        learnt = [read_answers(options.work / "answers" / n) for n in ("text", "multimodal")]
+        said = (answer.token_ids for answers in learnt for answer in answers.values())
+        token_map = frequent(said, arm.draft.vocabulary, target.vocab_size)
+    draft: Any = new_draft(target, arm.draft, seed=seed, token_map=token_map).float()
     if arm.start:
         begun: Any = read(until(arm_folder(options, arm.start, seed) / "draft")).float()
         begun.adapter = draft.adapter
         draft = begun
     recipe = Recipe(target="embedded", data={}, stages=[], draft=arm.draft, seed=seed)
     for stage in arm.stages:
-        whole = replace(stage, minutes=stage.minutes * minutes, evaluate_minutes=minutes / 6)
-        pipeline.run_stage(
-            draft,
-            target,
-            whole,
-            [data[name] for name in stage.data],
-            heldout,
-            folder,
-            recipe,
-            time.process_time,
-        )
-    save_pretrained(draft.to(torch.bfloat16).eval(), folder / "draft")
+        length = {"minutes": stage.minutes * minutes}
+        if arm.steps_of:
+            other = arm_folder(options, arm.steps_of, seed)
+            until(other / "draft")
+            log = read_log(other / "stages" / stage.name)
+            length = {"minutes": 0.0, "steps": log[-1]["step"]}
+        whole = replace(stage, **length, evaluate_minutes=minutes / 6)
+        own = [data[name] for name in stage.data]
+        clock = time.process_time
+        pipeline.run_stage(draft, target, whole, own, heldout, folder, recipe, clock)
+    keep(draft, folder)
+
+
+def keep(draft: Any, folder: Path) -> None:
+    """A trained draft in `folder/draft`, which is there whole or not at all."""
+    unfinished = folder / "draft.tmp"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    save_pretrained(draft.to(torch.bfloat16).eval(), unfinished)
+    unfinished.rename(folder / "draft")
 
 
 def measure(target: Any, trained: Sequence[Trained], options: argparse.Namespace) -> None:
@@ -383,16 +373,15 @@ def trees_of(
     """Ways to draft: which draft, and with what tree.
 
     All have the same. A step of another kind costs another time, so kinds are measured with the
-    tree, too, that is the fastest of a few on questions like those they learnt from.
+    tree, too, that is the fastest of a few on questions that arms are judged by, not timed.
     """
     found = {name: (name, TREE) for name in drafts}
     if "query, seed 0" in drafts:
         found["query, chain"] = "query, seed 0", TreeShape.chain(TREE.depth)
     path = options.work / "trees.json"
     known = json.loads(path.read_text()) if path.exists() else {}
-    fresh = questions_of.scene_questions(12, "train", 7_000_000, (0.0,))
-    fresh += questions_of.photo_questions(options.data, options.photos + 4, "train", (0.0,))[-4:]
-    requests = [question.request(112, 0) for question in fresh]
+    judged = groups_of(options)["heldout"]
+    requests = [question.request(112, 0) for question in [*judged[:12], *judged[-4:]]]
     for name, draft in drafts.items():
         arm = ARMS.get(name.removesuffix(", seed 0"))
         of_a_kind = arm is not None and arm.group == "kinds"
@@ -407,7 +396,7 @@ def trees_of(
                 rounds=1,
             )
             known[name] = asdict(best)
-            path.write_text(json.dumps(known))
+            rewrite(path, known)
         found[f"{name.split(', seed')[0]}, own tree"] = name, TreeShape(**known[name])
     return found
 
@@ -423,6 +412,13 @@ def size(draft: Any) -> dict[str, int]:
     counts = {name: sum(p.numel() for p in numbers) for name, numbers in found.items()}
     stored = (p.numel() * (2 if p.is_floating_point() else 1) for p in found["parameters"])
     return {**counts, "bytes": sum(stored)}
+
+
+def rewrite(path: Path, value: Any) -> None:
+    """A file of JSON that is always whole."""
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(value))
+    unfinished.replace(path)
 
 
 def ask(ways: Mapping[str, Engine], asked: Sequence[Question], path: Path) -> dict[str, Measured]:
@@ -448,7 +444,7 @@ def ask(ways: Mapping[str, Engine], asked: Sequence[Question], path: Path) -> di
                 found[label][name].append(round(getattr(result.stats, name), 6))
         for label, one in found.items():
             one[SAME].append(said[label] == said["plain"])
-        path.write_text(json.dumps(found))
+        rewrite(path, found)
         print(f"{place + 1} of {len(asked)} questions", flush=True)
     return found
 
@@ -456,10 +452,16 @@ def ask(ways: Mapping[str, Engine], asked: Sequence[Question], path: Path) -> di
 def timed_questions(options: argparse.Namespace) -> list[Question]:
     """Held-out scenes and photographs that no arm was judged by while it was trained."""
     scenes = questions_of.scene_questions(options.asked * 3 // 4, "heldout", 9_500_000, (0.0,))
-    photos = questions_of.photo_questions(
-        options.data, options.heldout // 3 + options.asked // 4, "heldout", (0.0,)
-    )
-    return scenes + photos[options.heldout // 3 :]
+    judged = {picture_of(one) for one in groups_of(options)["heldout"]}
+    # There are fewer photographs than questions about them.
+    all_of_them = questions_of.photo_questions(options.data, 1000, "heldout", (0.0,))
+    others = [question for question in all_of_them if picture_of(question) not in judged]
+    return scenes + others[: options.asked // 4]
+
+
+def picture_of(question: Question) -> str:
+    """What a question is about: keys end with a photograph's name."""
+    return question.key.split("-", 2)[2]
 
 
 if __name__ == "__main__":

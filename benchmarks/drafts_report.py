@@ -1,8 +1,9 @@
 """What `drafts_compared.py` and `shared_adapter.py` measured, as tables and pictures.
 
-`report.py` puts them into `docs/drafts.md`. Numbers of several seeds are means over them. An
-interval holds 95 % of what draws of as many questions of every task, and of as many seeds, give;
-questions are drawn for both sides of a comparison at once.
+`report.py` puts them into `docs/drafts.md`. Numbers of several seeds are pooled. An interval holds
+95 % of what draws of as many questions of every task give, questions being drawn for both sides of
+a comparison at once; and, where the sides were trained apart, of what other seeds would give, by
+how much seeds of an arm differ from each other, taken over all arms that have several.
 """
 
 from __future__ import annotations
@@ -99,6 +100,16 @@ class Result:
         way = self.ways[name]
         return measure(way, np.arange(self.seeds(name)), self.places(task))
 
+    def spread(self, measure: Measure) -> tuple[float, int]:
+        """By how much seeds differ: the deviation of a number's logarithm, and what it rests on."""
+        squares, freedom = 0.0, 0
+        for name, way in self.ways.items():
+            count = self.seeds(name)
+            logs = np.log([measure(way, np.array([i]), self.places()) for i in range(count)])
+            squares += float(((logs - logs.mean()) ** 2).sum())
+            freedom += count - 1
+        return (squares / freedom) ** 0.5 if freedom else 0.0, freedom
+
     def ratio(
         self, measure: Measure, name: str, other: str, places: np.ndarray | None = None
     ) -> tuple[float, float, float]:
@@ -110,17 +121,27 @@ class Result:
         ways = self.ways[name], self.ways[other]
         made = name.startswith((f"{other}, ", f"{other} and lookup"))
         counts = self.seeds(name), 1 if made else self.seeds(other)
-        generator = np.random.default_rng(0)
-        groups = [places[self.tasks[places] == task] for task in dict.fromkeys(self.tasks[places])]
         every = [np.arange(count) for count in counts]
         found = measure(ways[0], every[0], places) / measure(ways[1], every[1], places)
+        generator = np.random.default_rng(0)
+        groups = [places[self.tasks[places] == task] for task in dict.fromkeys(self.tasks[places])]
+        # What is not trained has no seed, and what is made of another draft has its seed.
+        trained = [self.label(one) in self.stated["logs"] for one in (name, other)]
+        deviation, freedom = (0.0, 0) if made else self.spread(measure)
+        scale = deviation * sum(t / n for t, n in zip(trained, counts, strict=True)) ** 0.5
         drawn = []
         for _ in range(DRAWS):
             some = np.concatenate([generator.choice(group, len(group)) for group in groups])
-            of = [generator.choice(count, count) for count in counts]
-            drawn.append(measure(ways[0], of[0], some) / measure(ways[1], of[1], some))
+            value = measure(ways[0], every[0], some) / measure(ways[1], every[1], some)
+            seed = scale * generator.standard_t(freedom) if freedom else 0.0
+            drawn.append(value * np.exp(seed))
         low, high = np.quantile(drawn, [0.025, 0.975])
         return found, float(low), float(high)
+
+    def steps(self, name: str) -> str:
+        """That an arm took, in all stages, as its first seed did."""
+        logs = self.stated["logs"].get(self.label(name))
+        return "" if logs is None else str(sum(lines[-1]["step"] for lines in logs.values()))
 
 
 def change(found: tuple[float, float, float]) -> str:
@@ -154,6 +175,7 @@ def rows(result: Result, names: Sequence[str], header: str) -> str:
         header,
         "adapter / all, M (MB)",
         "seeds",
+        "steps",
         *(TASKS[task] for task in tasks),
         "all",
         f"against {FULL}",
@@ -172,6 +194,7 @@ def rows(result: Result, names: Sequence[str], header: str) -> str:
             WORDS.get(name, name),
             f"{own:.2f} / {whole:.2f} ({facts['bytes'] / 1e6:.1f})",
             str(result.seeds(name)),
+            result.steps(name),
             *(f"{result.value(acceptance, name, task):.2f}" for task in tasks),
             f"{result.value(acceptance, name):.2f}",
             "" if name == FULL else change(result.ratio(acceptance, name, FULL)),
@@ -255,6 +278,7 @@ def conditions(result: Result) -> str:
         f"{int((result.tasks == task).sum())} {name}" for task, name in TASKS.items()
     )
     tree = next(iter(stated["ways"].values()))["tree"]
+    deviation, freedom = result.spread(acceptance)
     return (
         f"{stated['minutes']:.0f} minutes of one core for every arm, on the same"
         f" answers and features, no trial runs; then {len(stated['questions'])} held-out questions"
@@ -262,9 +286,10 @@ def conditions(result: Result) -> str:
         f" {machine['processor']}; a tree of {tree['size']} nodes, depth {tree['depth']}, width"
         f" {tree['width']} for all. torch {machine['torch']}, transformers"
         f" {machine['transformers']}, {stated['date']}, `{stated['command']}` at"
-        f" {stated['commit'][:10]}. In brackets, 95 % intervals over questions and seeds; those of"
-        " one seed know nothing of how another start would have ended. Speedups are over the plain"
-        " loop, prompts included."
+        f" {stated['commit'][:10]}. In brackets, 95 % intervals over questions and seeds: seeds of"
+        f" an arm differ by {deviation:.1%} (one standard deviation, from {freedom} degrees of"
+        " freedom), and that is taken for all arms, most of which have one seed. Speedups are over"
+        " the plain loop, prompts included."
     )
 
 

@@ -2,11 +2,11 @@
 
     python benchmarks/shared_adapter.py --data DIR --work DIR --out benchmarks/results/shared.json
 
-The second target is a small sibling of the embedded one, with decoder layers of its own; it answers
-for itself. Drafts with an adapter of their own and drafts whose adapters share a core are trained
-for the same minutes of one core a target, on answers to the same questions; then they answer the
-same held-out questions by turns. Everything resumes, as in `drafts_compared.py`, whose folder of
-answers and features this uses if it is given the same one.
+The second target is a small sibling of the embedded one: it began with a few of its layers, sees
+its image tokens through a matrix, is as wide, and answers for itself. Two targets that have less in
+common may share less. Drafts with an adapter of their own, and drafts whose adapters share a core,
+are trained for the same minutes of one core a target, on answers to the same questions; then they
+answer the same held-out questions by turns. Everything resumes.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from typing import Any
 
 import torch
 
-from drafts_compared import QUERY, SHOWN, TREE, ask, size, timed_questions
+from drafts_compared import QUERY, SHOWN, TREE, ask, keep, size, timed_questions
 from small_model import Small, train_small
 from vispec.decoding.engine import Engine
 from vispec.evaluation.conditions import commit, conditions
-from vispec.hub import save_pretrained
 from vispec.loading_drafts import load_draft
 from vispec.loading_targets import load_target
 from vispec.targets import Target
@@ -128,7 +127,7 @@ def train_own(
     stage = replace(SHOWN, minutes=minutes, evaluate_minutes=minutes / 4)
     recipe = Recipe(target="", data={}, stages=[], draft=wanted)
     pipeline.run_stage(draft, target, stage, [data[0]], data[1], folder, recipe, time.process_time)
-    save_pretrained(draft.to(torch.bfloat16).eval(), folder / "draft")
+    keep(draft, folder)
 
 
 def train_shared(
@@ -175,7 +174,7 @@ def train_shared(
         weigh=weigh_turn,
     ).run()
     for number, draft in enumerate(drafts):
-        save_pretrained(draft.to(torch.bfloat16).eval(), folder / f"shared-{number}" / "draft")
+        keep(draft, folder / f"shared-{number}")
 
 
 if __name__ == "__main__":

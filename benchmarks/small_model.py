@@ -139,7 +139,8 @@ def train_small(
         load=batches.load,
         weigh=Sibling.weight,
     ).run()
-    write(target, sibling, folder / "draft")
+    write(target, sibling, folder / "draft.tmp")
+    (folder / "draft.tmp").rename(folder / "draft")
 
 
 def write(target: Target, sibling: Sibling, folder: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -14,7 +16,7 @@ import drafts_report as report
 KEYS = ["scene-1-vqa", "photo-0-a", "scene-2-vqa", "photo-1-b"]
 
 
-def measured(passes: list[int], seconds: float, same: bool = True) -> dict[str, list[Any]]:
+def measured(passes: list[Any], seconds: float, same: bool = True) -> dict[str, list[Any]]:
     """Answers of 11 tokens."""
     nothing = [0.0] * len(passes)
     return {
@@ -49,10 +51,12 @@ def result(**ways: dict[str, list[Any]]) -> dict[str, Any]:
         },
         "arms": {"query": {"group": "adapters"}, "none": {"group": "adapters"}},
         "logs": {
-            "query, seed 0": {
-                "text": [{"elapsed_s": 60.0, "heldout_acceptance_length": 1.5}],
-                "multimodal": [{"elapsed_s": 60.0, "heldout_acceptance_length": 2.5}],
+            name: {
+                "text": [{"step": 7, "elapsed_s": 60.0, "heldout_acceptance_length": 1.5}],
+                "multimodal": [{"step": 9, "elapsed_s": 60.0, "heldout_acceptance_length": 2.5}],
             }
+            for name in found
+            if "seed" in name
         },
     }
 
@@ -78,13 +82,38 @@ def test_seeds_and_questions_are_pooled() -> None:
 
 def test_an_interval_holds_what_is_uncertain_and_nothing_else() -> None:
     found = report.Result(STATED)
+    # Seeds accept 10 / 3 and 5 tokens a pass.
+    logs = [math.log(10 / 3), math.log(5)]
+    spread = ((logs[1] - logs[0]) ** 2 / 2) ** 0.5
+    assert found.spread(report.acceptance) == (pytest.approx(spread), 1)
     value, low, high = found.ratio(report.acceptance, "query", "none")
-    assert (low, value) == pytest.approx((10 / 3 / 2, 2.0))
-    assert high == pytest.approx(2.5)
-    # Questions of a task are alike here, so without the seeds there is nothing to be unsure of.
-    assert found.ratio(report.acceptance, "none", "plain") == pytest.approx((2, 2, 2))
+    assert value == pytest.approx(2.0)
+    # Questions of a task are alike here, and one degree of freedom says nearly nothing.
+    reach = spread * 12.7 * (1 / 2 + 1) ** 0.5
+    assert math.log(high / 2) == pytest.approx(reach, rel=0.3)
+    assert math.log(low / 2) == pytest.approx(-reach, rel=0.3)
+    # Plain decoding has no seed: what is unsure is the other side's alone.
+    _, low, high = found.ratio(report.acceptance, "none", "plain")
+    assert math.log(high / 2) == pytest.approx(spread * 12.7, rel=0.3)
     assert report.change((1.25, 1.1, 1.3)) == "**+25.0 % (+10.0 to +30.0)**"
     assert report.change((1.25, 0.9, 1.3)) == "+25.0 % (-10.0 to +30.0)"
+
+
+def test_arms_that_differ_by_their_seeds_alone_are_hardly_ever_told_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As often as 95 % intervals allow: 1 time in 20, for arms of one seed too."""
+    monkeypatch.setattr(report, "DRAWS", 300)
+    generator = np.random.default_rng(3)
+    bold = 0
+    for _ in range(40):
+        ways = {"plain": measured([10] * 8, 1.0)}
+        for name in ("query_0", "query_1", "query_2", "b_0", "b_1", "b_2", "c_0", "c_1", "c_2"):
+            ways[name] = measured([1000 * math.exp(generator.normal(0, 0.015))] * 8, 1.0)
+        ways["none_0"] = measured([1000 * math.exp(generator.normal(0, 0.015))] * 8, 1.0)
+        found = report.Result(result(**ways) | {"questions": KEYS * 2})
+        bold += "**" in report.change(found.ratio(report.acceptance, "none", "query"))
+    assert bold <= 6
 
 
 def test_questions_are_drawn_for_both_sides_at_once() -> None:
@@ -112,8 +141,10 @@ def test_what_was_made_of_the_first_seed_is_compared_with_it() -> None:
 def test_tables_have_a_row_for_every_way() -> None:
     table = report.adapters(report.Result(STATED)).splitlines()
     assert len(table) == 4
-    assert table[2].startswith("| query (ViSpec) | 0.02 / 0.70 (1.4) | 2 | 3.33 | 5.00 | 4.00 |  |")
-    assert "| **-50.0 % " in table[3]
+    assert table[2].startswith(
+        "| query (ViSpec) | 0.02 / 0.70 (1.4) | 2 | 16 | 3.33 | 5.00 | 4.00 |  |"
+    )
+    assert "| -50.0 % (" in table[3]
     assert table[3].endswith("| 0/4 |")
 
 

@@ -86,9 +86,9 @@ def chained(draft: SequentialDraft, one: Sample, root: int, steps: int) -> Tenso
 @torch.no_grad()
 def test_every_pass_guesses_as_drafting_does_step_by_step(network: str, adapter: str) -> None:
     """Batched and padded, against every chain of every sample alone."""
-    draft, target = made(network, adapter), tiny.target()
+    draft = made(network, adapter)
     batch = samples(D if network == "eagle" else 3 * D)
-    passes = training.unroll(draft, training._Asked.of(batch, draft, target), 3)
+    passes = training.unroll(draft, training._Asked.of(batch, draft), 3)
     assert len(passes.guesses) == 4
     compared = 0
     for row, one in enumerate(batch):
@@ -126,6 +126,26 @@ def test_the_loss_is_the_mean_over_all_chains(
                 chains += 1
         assert numbers[f"accuracy_{turn + 1}"] == pytest.approx(right / chains)
     assert loss.item() == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 1000])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_blocks_of_logits_give_what_all_of_them_do(
+    network: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for limit in (training.LOGITS, rows * tiny.VOCAB):
+        monkeypatch.setattr(training, "LOGITS", limit)
+        draft = made(network, "query").requires_grad_(True)
+        stage = training.Stage(draft, tiny.target(), losses.MULTIMODAL_STAGE, self_fed=2, decay=0.7)
+        loss, numbers = stage(samples(D if network == "eagle" else 3 * D))
+        loss.backward()
+        found.append((loss.item(), numbers, [p.grad for p in draft.parameters()]))
+    (loss, numbers, gradients), (other, others, others_gradients) = found
+    assert other == pytest.approx(loss, rel=1e-6)
+    assert others == pytest.approx(numbers)
+    for one, two in zip(gradients, others_gradients, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("network", "adapter"), KINDS)
@@ -180,7 +200,7 @@ def test_noise_disturbs_what_is_read_of_the_target_and_in_training_only(
         assert torch.equal(disturbed.embeddings, one.embeddings)
     # What is learnt is the true one.
     with torch.no_grad():
-        asked = training._Asked.of(SAMPLES, draft, target)
+        asked = training._Asked.of(SAMPLES, draft)
     assert torch.equal(asked.hidden[0, : len(SAMPLES[0].tokens)], SAMPLES[0].hidden[4:])
 
 
@@ -193,10 +213,7 @@ def test_a_reduced_vocabulary_learns_of_its_own_tokens() -> None:
     with torch.no_grad():
         loss, _ = training.Stage(draft, target, {"kl": 1.0})(batch)
         guess = torch.cat(
-            [
-                training.unroll(draft, training._Asked.of([s], draft, target), 0).guesses[0][0]
-                for s in batch
-            ]
+            [training.unroll(draft, training._Asked.of([s], draft), 0).guesses[0][0] for s in batch]
         )
         found = draft.logits(guess, target.head).log_softmax(-1)
         true = target.head(torch.cat([s.hidden[s.answer_start :] for s in batch]))[

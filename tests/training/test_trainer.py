@@ -18,6 +18,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from vispec.errors import SettingsError
+from vispec.training.curves import read_log
 from vispec.training.trainer import Progress, Settings, Trainer, rate
 
 
@@ -419,6 +420,41 @@ def test_a_run_ends_when_nothing_gets_better(tmp_path: Path) -> None:
     assert (progress.step, progress.best) == (5, 3.0)
     again = Trainer(fresh(), batches, loss, settings(tmp_path, watch="score", patience=3))
     assert again.run().step == 5
+
+
+def test_a_run_that_ends_early_leaves_the_best_weights(tmp_path: Path) -> None:
+    scores, seen = iter([1.0, 3.0, 2.0, 2.5]), []
+
+    def judge(model: nn.Module) -> dict[str, float]:
+        seen.append(model.weight.detach().clone())  # type: ignore[operator]
+        return {"score": next(scores)}
+
+    model = fresh()
+    chosen = settings(tmp_path, evaluate_steps=2, watch="score", patience=2)
+    progress = Trainer(model, batches, loss, chosen, judge).run()
+    assert progress.step == 8
+    assert torch.equal(model.weight, seen[1])
+    again = nn.Linear(4, 2)
+    Trainer(again, batches, loss, chosen).run()
+    assert torch.equal(again.weight, seen[1])
+
+
+def test_a_log_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
+    def dies(step: int) -> Tensor:
+        if step == 7:
+            raise KeyboardInterrupt
+        return batches(step)
+
+    chosen = settings(tmp_path, log_s=0.0, checkpoint_s=1e9)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(fresh(), dies, loss, chosen).run()
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 8, "los')
+    assert [line["step"] for line in read_log(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
+    Trainer(fresh(), dies, loss, settings(tmp_path / "b", log_s=0.0, budget_steps=5)).run()
+    (tmp_path / "b" / "log.jsonl").write_text((tmp_path / "log.jsonl").read_text())
+    Trainer(fresh(), batches, loss, settings(tmp_path / "b", log_s=0.0)).run()
+    assert [line["step"] for line in read_log(tmp_path / "b")] == list(range(1, 13))
 
 
 def test_what_is_not_finite_is_named_with_what_is_left(tmp_path: Path) -> None:

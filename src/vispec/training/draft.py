@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
 from vispec.drafts.reading import Seen, own_words
 from vispec.drafts.sequential import SequentialDraft
@@ -29,6 +31,9 @@ from vispec.targets.base import Target
 from vispec.training.chains import walked
 from vispec.training.features import Sample
 from vispec.training.losses import Guess, accuracy, weighted
+
+LOGITS = 1 << 27
+"""How many logits of a pass there are at once, at most: half a gigabyte of them."""
 
 
 class Batches:
@@ -129,26 +134,52 @@ class Stage(nn.Module):
 
     def forward(self, samples: Sequence[Sample]) -> tuple[Tensor, dict[str, float]]:
         """The mean loss over all answer positions, and the share of tokens guessed right."""
-        target, head = self._beside.target, self._beside.head
-        asked = _Asked.of(samples, self.draft, target)
+        asked = _Asked.of(samples, self.draft)
         if self.training and any(self.noise):
             asked = replace(asked, seen=[_disturbed(one, *self.noise) for one in asked.seen])
         passes = unroll(self.draft, asked, self.self_fed)
         total = asked.hidden.new_zeros(()) if passes.loss is None else passes.loss
-        numbers: dict[str, float] = {}
+        right = torch.zeros(2, self.self_fed + 1, device=asked.real.device)
+        rows = asked.real.nonzero()
+        blocks = rows.split(max(1, LOGITS // self._beside.head.out_features))
+        for block in blocks:
+            work = partial(self._block, passes.guesses, asked, block)
+            # Logits of a block are worked out again for its gradients rather than kept.
+            loss, found = checkpoint(work, use_reentrant=False) if len(blocks) > 1 else work()
+            total = total + loss * (len(block) / len(rows))
+            right += found
+        shares = (right[0] / right[1].clamp(min=1)).tolist()
+        return total, {
+            f"accuracy_{turn + 1}": share for turn, share in enumerate(shares) if right[1, turn]
+        }
+
+    def _block(
+        self, guesses: Sequence[Tensor], asked: _Asked, block: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Of some positions `[m, 2]`: their mean loss, and of each pass rows right and in all."""
+        target, head = self._beside.target, self._beside.head
+        hidden = asked.hidden[block[:, 0], block[:, 1]]
+        with torch.no_grad():
+            true_logits = target.logits(hidden.to(target.dtype)).float()
+        if self.draft.token_map is not None:
+            # Of its own tokens, as if there were no others.
+            true_logits = true_logits[:, self.draft.token_map]
+        total, found = hidden.new_zeros(()), torch.zeros(2, len(guesses), device=hidden.device)
         scale = sum(self.decay**turn for turn in range(self.self_fed + 1))
-        for turn, guesses in enumerate(passes.guesses):
-            at = asked.real & (asked.place >= turn)
-            true_logits = asked.true_logits[at[asked.real]]
-            logits = self.draft.logits(guesses[at], head).float()
-            guess = Guess(guesses[at].float(), asked.hidden[at].float(), logits, true_logits)
+        for turn, guessed in enumerate(guesses):
             # Behind an answer's first positions there is no chain that long; a mean over all of
             # them leaves every batch its due weight.
-            share = self.decay**turn / scale * int(at.sum()) / int(asked.real.sum())
-            if int(at.sum()):
-                total = total + share * self.loss(guess)
-                numbers[f"accuracy_{turn + 1}"] = accuracy(logits, true_logits)
-        return total, numbers
+            deep = block[:, 1] >= turn
+            count = int(deep.sum())
+            if not count:
+                continue
+            feature = guessed[block[deep, 0], block[deep, 1]]
+            logits, true = self.draft.logits(feature, head).float(), true_logits[deep]
+            guess = Guess(feature.float(), hidden[deep].float(), logits, true)
+            total = total + self.decay**turn / scale * count / len(block) * self.loss(guess)
+            found[0, turn] = accuracy(logits, true) * count
+            found[1, turn] = count
+        return total, found
 
 
 @dataclass(frozen=True)
@@ -161,7 +192,6 @@ class _Asked:
         place: `[a]`, counted from an answer's first.
         words: `[b, a, d]` embeddings at the answer's positions.
         hidden: `[b, a, d]` true features there.
-        true_logits: `[m, V]` of the target at the real ones.
         tokens: `[b, a]`, what was said behind them.
         positions: what the rotary embedding saw, of each sample.
     """
@@ -171,12 +201,11 @@ class _Asked:
     place: Tensor
     words: Tensor
     hidden: Tensor
-    true_logits: Tensor
     tokens: Tensor
     positions: list[Tensor]
 
     @classmethod
-    def of(cls, samples: Sequence[Sample], draft: SequentialDraft, target: Target) -> _Asked:
+    def of(cls, samples: Sequence[Sample], draft: SequentialDraft) -> _Asked:
         device, dtype = next(draft.parameters()).device, draft.dtype
         seen, words = [], []
         for sample in samples:
@@ -192,18 +221,12 @@ class _Asked:
         answered = [s.hidden[s.answer_start :].to(device, dtype) for s in samples]
         hidden = pad_sequence(answered, True)
         real = place < count[:, None]
-        with torch.no_grad():
-            true_logits = target.logits(hidden[real].to(target.dtype)).float()
-        if draft.token_map is not None:
-            # Of its own tokens, as if there were no others.
-            true_logits = true_logits[:, draft.token_map]
         return cls(
             seen,
             real,
             place,
             pad_sequence(words, True),
             hidden,
-            true_logits,
             pad_sequence([sample.tokens.to(device) for sample in samples], True, -1),
             [sample.positions.to(device) for sample in samples],
         )
@@ -283,7 +306,7 @@ def acceptance(
         draft: not training.
         depth: of the chains.
     """
-    passes = unroll(draft, asked := _Asked.of(samples, draft, target), depth - 1)
+    passes = unroll(draft, asked := _Asked.of(samples, draft), depth - 1)
     head = frozen(target.head)
     right = torch.zeros(*asked.real.shape, depth, dtype=torch.bool)
     for turn, guesses in enumerate(passes.guesses):
