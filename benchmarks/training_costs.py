@@ -162,7 +162,7 @@ def trained(mode: str, work: Path, seconds: float) -> dict[str, float]:
         samples = Online(target, questions, read_answers(work / "answers"))
     else:
         samples = Store(work / mode, target)
-    loaded = peak_mb()
+    loaded = peak = held_mb()
     wanted = DraftRecipe(adapter={"kind": "query", "heads": 3, "queries": 2})
     draft: Any = new_draft(target, wanted).float().train()
     (recipe,) = stages("vispec", 0, 1)
@@ -180,6 +180,7 @@ def trained(mode: str, work: Path, seconds: float) -> dict[str, float]:
         loss.backward()
         optimizer.step()
         step += 1
+        peak = max(peak, held_mb())
         if begun:
             positions += sum(len(sample.ids) for sample in chosen)
             tokens += sum(len(sample.tokens) for sample in chosen)
@@ -192,12 +193,15 @@ def trained(mode: str, work: Path, seconds: float) -> dict[str, float]:
         "tokens_per_s": tokens / spent,
         "positions_per_s": positions / spent,
         "loaded_mb": loaded,
-        "peak_mb": peak_mb(),
+        "peak_mb": peak,
     }
 
 
-def peak_mb() -> float:
-    """The most memory that this process has held so far."""
+def held_mb() -> float:
+    """Memory that is this process's own: not what it has mapped of files, which may be dropped."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

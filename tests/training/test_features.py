@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 import talking
 import tiny
+from vispec.errors import VispecError
 from vispec.targets import Target
 from vispec.training import features
 from vispec.training.distill import Answer, Question
@@ -170,6 +172,21 @@ def test_shards_are_not_made_again_unless_they_are_damaged(
         for one, other in zip(made, collect(target, questions, answers, tmp_path), strict=True):
             same(one, other)
         assert looked == ["2", "3"]
+
+
+def test_a_disk_without_room_is_told_early(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "SHARD", 2)
+    questions, answers = asked(7)
+    usage = SimpleNamespace(free=10_000)
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(VispecError, match=r"GB more, and 0 are free .* int8|online"):
+        collect(target, questions, answers, tmp_path)
+    # What was kept is kept, and with room it goes on.
+    assert len(list(tmp_path.iterdir())) == 1
+    usage.free = 10**9
+    assert len(collect(target, questions, answers, tmp_path)) == 7
 
 
 def test_workers_make_what_one_does(

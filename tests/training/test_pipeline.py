@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -164,6 +168,45 @@ def test_a_run_goes_on_where_it_was_and_begins_from_another(
     tuned = vispec.from_pretrained(tmp_path / "tuned" / "draft")
     same = {k: torch.equal(v, tuned.state_dict()[k]) for k, v in one.state_dict().items()}
     assert {k.split(".")[0] for k, v in same.items() if not v} == {"adapter", "img_fc"}
+
+
+DIES = """
+import functools, os, signal, sys
+from pathlib import Path
+sys.path[:0] = {path!r}
+from training.test_pipeline import KINDS, wanted
+from vispec.training import pipeline
+pipeline.Settings = functools.partial(pipeline.Settings, checkpoint_s=0.0)
+stage, left = pipeline.Stage.forward, [4]
+def dies(self, samples):
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return stage(self, samples)
+pipeline.Stage.forward = dies
+target, asked, out = map(Path, sys.argv[1:])
+pipeline.train(wanted(target, asked, 4, **KINDS["vispec"][0]), out)
+"""
+
+
+@pytest.mark.slow
+def test_a_draft_whose_training_is_killed_outright_ends_the_same(
+    target: Path, asked: Path, tmp_path: Path
+) -> None:
+    """Twice: in the middle of the first stage, and of the second."""
+    pipeline.train(wanted(target, asked, 4, **KINDS["vispec"][0]), tmp_path / "whole")
+    script = tmp_path / "script.py"
+    script.write_text(DIES.format(path=sys.path))
+    command = [sys.executable, str(script), str(target), str(asked), str(tmp_path / "killed")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    codes = []
+    while not (tmp_path / "killed" / "draft").exists():
+        codes.append(subprocess.run(command, timeout=300, env=environment).returncode)
+        assert codes[-1] in (0, -signal.SIGKILL)
+        assert len(codes) < 9
+    assert codes.count(-signal.SIGKILL) >= 2
+    one, other = (vispec.from_pretrained(tmp_path / n / "draft") for n in ("whole", "killed"))
+    assert all(torch.equal(v, other.state_dict()[k]) for k, v in one.state_dict().items())
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ sequences of the same samples.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from vispec.decoding.tree import Tree
 from vispec.drafts.compression import rounded
+from vispec.errors import VispecError
 from vispec.targets.base import Target
 from vispec.training.distill import Answer, Question
 from vispec.training.progress import Progress
@@ -198,6 +200,9 @@ def collect(
 
     Returns:
         what is there by now.
+
+    Raises:
+        VispecError: as soon as it can be told that the disk has no room for all of them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     asked = [question for question in questions if question.key in answers]
@@ -207,12 +212,25 @@ def collect(
     }
     waiting = {path: group for path, group in groups.items() if not _whole(path, group)}
     with Progress("features", sum(map(len, waiting.values())), "positions") as progress:
-        for path, group in waiting.items():
+        for done, (path, group) in enumerate(waiting.items()):
             # Off the device one by one: together they may be larger than what it has left.
             made = [_at_hand(look(target, q, answers[q.key], layers)) for q in group]
             _write(made, path, target, precision)
+            if not done:
+                _refuse_without_room(path, (len(waiting) - 1) * workers)
             progress.add(len(made), sum(len(sample.features) for sample in made))
     return Store(folder, target)
+
+
+def _refuse_without_room(shard: Path, further: int) -> None:
+    """Raise if as many more shards of that size do not fit on the disk."""
+    needed, free = shard.stat().st_size * further, shutil.disk_usage(shard.parent).free
+    if needed > free:
+        raise VispecError(
+            f"features would take {needed / 1e9:.0f} GB more, and {free / 1e9:.0f} are free in"
+            f" {shard.parent}; keep them in fewer bits (features = 'int8'), work them out anew for"
+            " every step ('online'), or ask less"
+        )
 
 
 @torch.inference_mode()
