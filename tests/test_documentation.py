@@ -58,7 +58,14 @@ def test_python_examples_parse_and_links_lead_somewhere(page: str) -> None:
         ast.parse(block)
     text = (ROOT / page).read_text(encoding="utf-8")
     for link in re.findall(r"\]\((?!https?://|#)([^)]+)\)", text):
-        assert ((ROOT / page).parent / link).exists(), link
+        file, _, place = link.partition("#")
+        found = (ROOT / page).parent / file
+        assert found.exists(), link
+        if place:
+            titles = re.findall(r"^#+ (.*)", found.read_text("utf-8"), re.MULTILINE)
+            assert place in {
+                re.sub(r"[^a-z0-9 -]", "", t.lower()).replace(" ", "-") for t in titles
+            }
 
 
 def test_folders_of_the_readme_exist() -> None:

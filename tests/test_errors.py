@@ -11,6 +11,7 @@ from vispec import errors
 from vispec.errors import (
     CheckpointError,
     ConversationError,
+    DivergedError,
     DraftMismatchError,
     ImageError,
     PromptTooLongError,
@@ -32,6 +33,7 @@ EXAMPLES = [
     UnsupportedFamilyError("blip", ["llava", "qwen2_5_vl"]),
     PromptTooLongError(5000, 4096, image_tokens=2880),
     SamplingError("temperature", -1.0, "a number of at least 0"),
+    DivergedError("the loss is nan at step 3; lower the learning rate (0.1)"),
     SettingsError("stage 'text' learns from 'txt'", "Known are text, heldout."),
     UnsupportedLogitsProcessorError("Watermark", "it keeps state between calls"),
 ]
@@ -71,6 +73,7 @@ def test_errors_are_value_errors_of_one_family_and_survive_pickling(error: Vispe
                 ["blip", "llava, qwen2_5_vl", "src/vispec/targets"],
                 ["5000", "2880", "4096", "fewer or smaller images"],
                 ["temperature", "-1.0", "at least 0"],
+                ["step 3", "learning rate", "0.1"],
                 ["stage 'text'", "'txt'", "Known are text, heldout."],
                 ["Watermark", "keeps state", "speculate=False"],
             ],

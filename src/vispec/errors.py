@@ -248,5 +248,5 @@ class SettingsError(VispecError, ValueError):
         super().__init__(f"{problem}. {fix}" if fix else problem)
 
 
-class DivergedError(VispecError, FloatingPointError):
+class DivergedError(VispecError, FloatingPointError, ValueError):
     """A training whose loss or gradient is no number any more."""
