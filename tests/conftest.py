@@ -17,6 +17,12 @@ torch.set_num_threads(1)
 STRICT = bool(os.environ.get("CI"))
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Whatever a test before has set: sums over several threads round otherwise."""
+    torch.set_num_threads(1)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item,
