@@ -233,13 +233,13 @@ def until(path: Path) -> Path:
 
 def groups_of(options: argparse.Namespace) -> dict[str, list[Question]]:
     """What is asked, by the name of the answers' folder."""
-    mixed = (0.0, 0.0, 1.0)
-    asked = questions_of.scene_questions(options.scenes, "train", 5_000_000, mixed)
-    asked += questions_of.photo_questions(options.data, options.photos, "train", mixed)
-    unseen = questions_of.scene_questions(options.heldout * 2 // 3, "heldout", 9_000_000, (0.0,))
-    unseen += questions_of.photo_questions(options.data, options.heldout // 3, "heldout", (0.0,))
-    alone = questions_of.text_questions(asked, options.texts)
-    return {"heldout": unseen, "text": alone, "multimodal": asked}
+    return questions_of.groups(
+        options.data,
+        scenes=options.scenes,
+        photos=options.photos,
+        texts=options.texts,
+        heldout=options.heldout,
+    )
 
 
 def answer(target: Any, options: argparse.Namespace, worker: int, workers: int) -> None:

@@ -103,12 +103,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def collected(target: Target, name: str, options: argparse.Namespace) -> tuple[Store, list[Sample]]:
     """What a target says of pictures, and of held-out ones."""
-    asked = questions_of.scene_questions(options.scenes, "train", 5_000_000, (0.0, 0.0, 1.0))
-    asked += questions_of.photo_questions(options.data, options.photos, "train", (0.0, 0.0, 1.0))
-    unseen = questions_of.scene_questions(options.heldout * 2 // 3, "heldout", 9_000_000, (0.0,))
-    unseen += questions_of.photo_questions(options.data, options.heldout // 3, "heldout", (0.0,))
+    asked = questions_of.groups(
+        options.data,
+        scenes=options.scenes,
+        photos=options.photos,
+        texts=0,
+        heldout=options.heldout,
+    )
     stores = []
-    for part, group in (("multimodal", asked), ("heldout", unseen)):
+    for part in ("multimodal", "heldout"):
+        group = asked[part]
         place = options.work / name
         # The embedded target may have a draft; what it says is the same.
         draft = load_draft("embedded", target) if name == "embedded" else (None, None)

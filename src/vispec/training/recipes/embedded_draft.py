@@ -40,10 +40,10 @@ from vispec.training.pipeline import run_stage
 from vispec.training.recipe import DraftRecipe, Recipe, StageRecipe
 from vispec.training.recipes.card import judged, table, training_of, write_licence
 from vispec.training.recipes.embedded_questions import (
+    groups,
     photo_questions,
     scene_questions,
     task_of,
-    text_questions,
 )
 
 KINDS = {"vispec": True, "eagle": True, "eagle-text": False}
@@ -141,16 +141,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             "max_new_tokens": options.max_new_tokens,
         },
     )
-    mixed = (0.0, 0.0, 1.0)
-    asked = scene_questions(options.scenes, "train", 5_000_000, mixed)
-    asked += photo_questions(options.data, options.photos, "train", mixed)
-    alone = text_questions(asked, options.texts)
-    unseen = scene_questions(options.heldout * 2 // 3, "heldout", 9_000_000, (0.0,))
-    unseen += photo_questions(options.data, options.heldout // 3, "heldout", (0.0,))
-
+    asked = groups(
+        options.data,
+        scenes=options.scenes,
+        photos=options.photos,
+        texts=options.texts,
+        heldout=options.heldout,
+    )
+    unseen = asked["heldout"]
     engine = Engine(target, max_batch=32)
     samples = {}
-    for name, questions in (("heldout", unseen), ("text", alone), ("multimodal", asked)):
+    for name, questions in asked.items():
         answers = distill(
             engine,
             questions,

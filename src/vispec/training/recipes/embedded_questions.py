@@ -63,6 +63,23 @@ def text_questions(questions: Sequence[Question], count: int, seed: int = 0) -> 
     return [Question(f"text-{q.key}", q.prompt, temperature=1.0) for q in some]
 
 
+def groups(
+    data: Path, *, scenes: int, photos: int, texts: int, heldout: int
+) -> dict[str, list[Question]]:
+    """What drafts learn from, `text` and `multimodal`, and what they are judged by, `heldout`.
+
+    Args:
+        data: folder with the photographs.
+        scenes, photos, texts, heldout: how many questions; a third of the last is photographs.
+    """
+    mixed = (0.0, 0.0, 1.0)
+    asked = scene_questions(scenes, "train", 5_000_000, mixed)
+    asked += photo_questions(data, photos, "train", mixed)
+    unseen = scene_questions(heldout * 2 // 3, "heldout", 9_000_000, (0.0,))
+    unseen += photo_questions(data, heldout // 3, "heldout", (0.0,))
+    return {"heldout": unseen, "text": text_questions(asked, texts), "multimodal": asked}
+
+
 def _render(seed: int, task: str) -> Image.Image:
     return scenes.scene(seed, task).image
 
