@@ -62,9 +62,13 @@ class Batch:
     segments: Tensor
     images: Tensor | None
 
+    def to(self, device: torch.device | str) -> Batch:
+        images = None if self.images is None else self.images.to(device)
+        return Batch(self.ids.to(device), self.labels.to(device), self.segments.to(device), images)
+
     def positions(self) -> Tensor:
         """``[b, t]``: every segment begins where the shared part ends."""
-        place = torch.arange(self.ids.shape[1]).expand_as(self.ids)
+        place = torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids)
         begins = self.segments.diff(dim=1, prepend=self.segments[:, :1]) != 0
         first = torch.where(begins, place, 0).cummax(1).values
         shared = (self.segments > 0).int().argmax(1, keepdim=True)
@@ -74,7 +78,7 @@ class Batch:
         """``[b, 1, t, t]``, 0 where a position may look and the least number elsewhere."""
         one, other = self.segments[:, :, None], self.segments[:, None, :]
         seen = ((other == 0) | (one == other)).tril()
-        hidden = torch.full(seen.shape, torch.finfo(dtype).min, dtype=dtype)
+        hidden = torch.full(seen.shape, torch.finfo(dtype).min, dtype=dtype, device=seen.device)
         return hidden.masked_fill_(seen, 0)[:, None]
 
 
@@ -226,12 +230,11 @@ class ImageBatches:
         )
         self.places = np.array([[_patch_token(encoder, w) for w in words] for words in _places()])
         self.read = np.array([*self.names, encoder.encode(" ")[0], encoder.encode('".')[0]])
-        kept = sorted(set(self.rows))
-        self.encoded = dict(zip(kept, encoder.turns([cache.turns[r] for r in kept]), strict=True))
-        photos = [row for row in kept if cache.sources[row] != "scene"]
+        photos = [row for row in sorted(set(self.rows)) if cache.sources[row] != "scene"]
         self.words = {row: self._answer_words(row) for row in photos}
         self.placed = {row: self._is_placed(row) for row in photos}
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
+        self._encoded = lru_cache(maxsize=None)(self._encode)
 
     def __call__(self, step: int) -> Batch:
         rng = np.random.default_rng((self.seed, 7, step))
@@ -241,7 +244,7 @@ class ImageBatches:
             rows.append(int(self._epoch(epoch)[place]))
         shown = []
         for row in rows:
-            turns = self.encoded[row]
+            turns = self._encoded(row)
             order = [turns[i] for i in rng.permutation(len(turns))]
             talk = rng.random() < self.talk_share
             shown.append(
@@ -290,6 +293,9 @@ class ImageBatches:
         told = telling_words(" ".join(turn.answer for turn in self.cache.turns[row]))
         ids = (_patch_token(self.encoder, word) for word in told)
         return [token for token in ids if token != IGNORED]
+
+    def _encode(self, row: int) -> list[EncodedTurn]:
+        return self.encoder.turns([self.cache.turns[row]])[0]
 
     def _shuffle(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, epoch)).permutation(self.rows)

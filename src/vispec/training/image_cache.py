@@ -15,10 +15,13 @@ import inspect
 import json
 import string
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import Pool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,18 +70,22 @@ class ImageCache:
         seeds: Sequence[int],
         pictures: Sequence[photos.Photo] = (),
         render: Callable[[int], scenes.Dialogue] = scenes.dialogue,
+        workers: int = 0,
     ) -> ImageCache:
         """Render the scenes of ``seeds``, decode ``pictures``, and open the result.
 
-        ``render`` makes the dialogue of a seed. A folder already complete for the same input is
-        opened as it is.
+        A folder already complete for the same input is opened as it is.
+
+        Args:
+            render: makes the dialogue of a seed.
+            workers: processes that draw; 0 is none but this one.
         """
         folder.mkdir(parents=True, exist_ok=True)
         first = seeds[0] if seeds else None
         key = f"{len(seeds)} scenes from {first}, {len(pictures)} photos, made by {_makers()}"
         done = folder / "complete.txt"
         if not (done.exists() and done.read_text() == key):
-            _write(folder, seeds, pictures, render)
+            _write(folder, seeds, pictures, render, workers)
             done.write_text(key)
         return cls.open(folder)
 
@@ -117,6 +124,7 @@ def _write(
     seeds: Sequence[int],
     pictures: Sequence[photos.Photo],
     render: Callable[[int], scenes.Dialogue],
+    workers: int,
 ) -> None:
     with ExitStack() as stack:
         arrays = [
@@ -130,13 +138,26 @@ def _write(
             item = {"source": source, "turns": [asdict(turn) for turn in turns]}
             dialogues.write(json.dumps(item) + "\n")
 
-        for seed in seeds:
-            found = render(seed)
-            add([np.asarray(found.image), *patch_labels(found)], found.turns, "scene")
+        run: Callable[..., Iterable[Any]] = map
+        if workers:
+            run = partial(stack.enter_context(Pool(workers)).imap, chunksize=16)
+        for parts, turns in run(partial(_drawn, render), seeds):
+            add(parts, turns, "scene")
         blank = np.zeros((scenes.SIZE // PATCH) ** 2, np.uint8)
-        for photo in pictures:
-            pixels = np.asarray(photo.open(scenes.SIZE))
+        for photo, pixels in zip(pictures, run(_decoded, pictures), strict=True):
             add([pixels, *[blank] * len(_LABELS)], photo.turns, photo.source)
+
+
+def _drawn(
+    render: Callable[[int], scenes.Dialogue], seed: int
+) -> tuple[list[np.ndarray], tuple[Turn, ...]]:
+    """Pixels and patch labels of a scene, and its turns."""
+    found = render(seed)
+    return [np.asarray(found.image), *patch_labels(found)], found.turns
+
+
+def _decoded(photo: photos.Photo) -> np.ndarray:
+    return np.asarray(photo.open(scenes.SIZE))
 
 
 def patch_labels(found: scenes.Dialogue) -> tuple[np.ndarray, ...]:

@@ -53,6 +53,10 @@ class PatchBatch:
     words: Tensor
     seen: Tensor | None = None
 
+    def to(self, device: torch.device | str) -> PatchBatch:
+        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
+        return replace(self, **moved)
+
 
 class TowerPretraining(nn.Module):
     """A vision tower with throw-away heads that name every patch and the words of a caption.
@@ -202,14 +206,15 @@ def heldout_patches(
 ) -> dict[str, float]:
     """Mean loss and accuracies on ``count`` held-out scenes and as many whole photographs."""
     rng = np.random.default_rng(seed)
+    device = next(model.parameters()).device
     sources = np.array(cache.sources)
     found: dict[str, list[float]] = {}
     kinds = [np.flatnonzero(sources == kind) for kind in ("scene", "flickr8k")]
     chosen = [rng.permutation(rows)[:count] for rows in kinds]
     for start in range(0, len(chosen[0]), 16):
         drawn, photos = (rows[start : start + 16] for rows in chosen)
-        batch = patch_batch([(cache, drawn)], cache, photos, words)
-        with torch.autocast("cpu", torch.bfloat16):
+        batch = patch_batch([(cache, drawn)], cache, photos, words).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
             loss, numbers = patch_loss(model, batch)
         for name, value in ({"": loss.item()} | numbers).items():
             found.setdefault(f"heldout_{name}".rstrip("_"), []).append(value)

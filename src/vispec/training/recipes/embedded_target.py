@@ -18,6 +18,11 @@ Kill it whenever you like: the same command goes on from the last checkpoint. Th
 checkpoints and logs (``<work>/<phase>/log.jsonl``) are kept in the work folder; ``--out`` receives
 a model that ``AutoModelForImageTextToText`` and ``AutoProcessor`` load. ``--start MODEL`` trains
 such a model on, at full depth and with its own tokenizer, instead of going through the phases.
+
+A GPU takes larger batches and wants other processes to make them::
+
+    python -m vispec.training.recipes.embedded_target --data DIR --work DIR --out DIR \\
+        --device cuda --workers 14 --batch 256 --scenes 120000
 """
 
 from __future__ import annotations
@@ -42,6 +47,7 @@ from transformers import (
 )
 
 from vispec.training import photos, scenes
+from vispec.training.ahead import Ahead
 from vispec.training.conversations import Encoder, ImageBatches, TextBatches
 from vispec.training.image_cache import ImageCache
 from vispec.training.pretrain import (
@@ -69,8 +75,8 @@ FURTHER = "further"
 """The phase of a model that is trained on."""
 RATES = {"tower": 1.5e-3, "text": 2e-3, "joined": 1.5e-3, "grown": 4e-4, FURTHER: 4e-4}
 """Peak learning rate of each phase."""
-PHOTO_TURNS = {"joined": 3, "grown": 5, FURTHER: 2}
-"""How often an epoch shows a photograph, for each time that it shows a scene."""
+PHOTOS = {"joined": 0.39, "grown": 0.51, FURTHER: 0.30}
+"""Share of the pictures shown that are photographs."""
 SEED, BATCH = 1, 16
 LONGEST = 160
 """Text positions of a conversation beside its image."""
@@ -90,6 +96,9 @@ class Plan:
     shape: TargetShape
     growth: int
     start: Path | None = None
+    further_rate: float = RATES[FURTHER]
+    device: str = "cpu"
+    workers: int = 0
     compiled: bool = False
     phase_steps: int | None = None
 
@@ -97,7 +106,7 @@ class Plan:
         seconds = None if self.phase_steps else self.minutes * 60 * PHASES.get(phase, 1.0)
         return Settings(
             self.work / phase,
-            RATES[phase],
+            self.further_rate if phase == FURTHER else RATES[phase],
             # The grown phase goes on where the one before it ends.
             final_rate=RATES["grown"] / RATES[phase] if phase == "joined" else 0.05,
             budget_s=seconds,
@@ -127,13 +136,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def prepare(plan: Plan) -> Corpus:
     """Render scenes, decode photographs, train the tokenizer; whatever exists is reused."""
-    train = ImageCache.build(
-        plan.work / "train", scene_seeds("train", plan.scene_count), _pictures(plan.data, "train")
-    )
-    heldout = ImageCache.build(
-        plan.work / "heldout",
-        scene_seeds("heldout", max(16, min(600, plan.scene_count // 10))),
-        _pictures(plan.data, "heldout"),
+    counts = {"train": plan.scene_count, "heldout": max(16, min(600, plan.scene_count // 10))}
+    train, heldout = (
+        ImageCache.build(
+            plan.work / part,
+            scene_seeds(part, count),
+            _pictures(plan.data, part),
+            workers=plan.workers,
+        )
+        for part, count in counts.items()
     )
     books = "\n".join(
         path.read_text(encoding="utf-8", errors="replace")
@@ -161,12 +172,14 @@ def scene_seeds(part: str, count: int) -> list[int]:
     return list(islice(scenes.seeds(part), count))
 
 
-def _rows(cache: ImageCache, photo_turns: int) -> list[int]:
-    """Rows of an epoch: each scene once and each photograph some times."""
+def _rows(cache: ImageCache, photos: float) -> list[int]:
+    """Rows of an epoch: each scene once, and each photograph as often as makes their share."""
+    scenes = sum(source == "scene" for source in cache.sources)
+    turns = photos / (1 - photos) * scenes / max(1, len(cache) - scenes)
     return [
         row
         for row, source in enumerate(cache.sources)
-        for _ in range(1 if source == "scene" else photo_turns)
+        for _ in range(1 if source == "scene" else max(1, round(turns)))
     ]
 
 
@@ -189,6 +202,7 @@ def train(plan: Plan, corpus: Corpus) -> LlavaForConditionalGeneration:
         shallow = train_shallow(plan, corpus)
         torch.manual_seed(plan.seed)
         model = grow(shallow, plan.growth)
+    model.to(plan.device)
     if plan.compiled:
         compile_layers(model)
     learn_all(plan, corpus, phase, model, seed, lambda m: m)
@@ -209,18 +223,22 @@ def train_shallow(plan: Plan, corpus: Corpus) -> LlavaForConditionalGeneration:
     model = build_target(plan.shape, tokens, plan.shape.layers // plan.growth)
     if not (plan.out / "config.json").exists():
         write(grow(model, plan.growth), corpus.processor, plan.out)
+    model.to(plan.device)
     if plan.compiled:
         compile_layers(model)
-    tower = TowerPretraining(model.model.vision_tower, plan.shape.width, WORDS)
-    pages = ImageCache.build(plan.work / "pages", range(plan.scene_count // 2), render=scenes.page)
+    tower = TowerPretraining(model.model.vision_tower, plan.shape.width, WORDS).to(plan.device)
+    pages = ImageCache.build(
+        plan.work / "pages", range(plan.scene_count // 2), render=scenes.page, workers=plan.workers
+    )
     looks = TowerBatches(corpus.train, pages, plan.batch, plan.seed)
     Trainer(
         tower,
-        looks,
+        Ahead(looks, plan.workers),
         patch_loss,
         plan.settings("tower"),
         evaluate=lambda m: heldout_patches(m, corpus.heldout, looks.words, plan.seed),
         hidden=in_layers,
+        load=lambda batch: [batch.to(plan.device)],
     ).run()
 
     text = TextBatches(
@@ -235,13 +253,21 @@ def train_shallow(plan: Plan, corpus: Corpus) -> LlavaForConditionalGeneration:
     model.requires_grad_(False)
     for part in (model.model.language_model, model.lm_head):
         part.requires_grad_(True)
-    Trainer(model, text, answer_loss, plan.settings("text"), hidden=in_layers).run()
+    Trainer(
+        model,
+        Ahead(text, plan.workers),
+        answer_loss,
+        plan.settings("text"),
+        hidden=in_layers,
+        load=lambda batch: [batch.to(plan.device)],
+    ).run()
     model.requires_grad_(True)
 
     torch.manual_seed(plan.seed)
-    everything = _rows(corpus.train, PHOTO_TURNS["joined"])
+    everything = _rows(corpus.train, PHOTOS["joined"])
     shown = np.random.default_rng(plan.seed).choice(everything, min(64, len(everything)))
-    calibrate_projector(model, torch.from_numpy(corpus.train.pixels[np.sort(shown)]))
+    sample = torch.from_numpy(corpus.train.pixels[np.sort(shown)])
+    calibrate_projector(model, sample.to(plan.device))
     learn_all(plan, corpus, "joined", model, plan.seed, lambda m: grow(m, plan.growth))
     return model
 
@@ -255,16 +281,17 @@ def learn_all(
     finished: Callable[[LlavaForConditionalGeneration], LlavaForConditionalGeneration],
 ) -> None:
     """Train all of a model for one phase; ``finished`` makes what every checkpoint writes."""
-    rows = _rows(corpus.train, PHOTO_TURNS[phase])
+    rows = _rows(corpus.train, PHOTOS[phase])
     batches = ImageBatches(corpus.encoder, corpus.train, rows, plan.batch, LONGEST, seed)
     Trainer(
         model,
-        batches,
+        Ahead(batches, plan.workers),
         answer_loss,
         plan.settings(phase),
         lambda m: heldout_losses(m, corpus.encoder, corpus.heldout, least=batches.width),
         on_checkpoint=lambda m, _: write(finished(m), corpus.processor, plan.out),  # type: ignore[arg-type]
         hidden=in_layers,
+        load=lambda batch: [batch.to(plan.device)],
     ).run()
 
 
@@ -283,6 +310,7 @@ def heldout_losses(
         least: positions that every conversation is padded to.
     """
     losses = {}
+    device = next(model.parameters()).device
     for task in (*scenes.TASKS, "photo"):
         rows = [i for i, turns in enumerate(cache.turns) if any(t.task == task for t in turns)]
         # Half of the photographs from either end: both photo sets are judged.
@@ -299,8 +327,8 @@ def heldout_losses(
         for start in range(0, len(rows), 16):
             part = rows[start : start + 16]
             images = np.stack([cache.pixels[row] for row in part])
-            batch = encoder.collate(examples[start : start + 16], images, least)
-            with torch.autocast("cpu", torch.bfloat16):
+            batch = encoder.collate(examples[start : start + 16], images, least).to(device)
+            with torch.autocast(device.type, torch.bfloat16):
                 loss, _ = answer_loss(model, batch)
             tokens = int((batch.labels >= 0).sum())
             total, weight = total + loss.item() * tokens, weight + tokens
@@ -363,10 +391,24 @@ def _parse(arguments: Sequence[str] | None) -> Plan:
         metavar="MODEL",
         help="a model of this recipe to train on",
     )
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=RATES[FURTHER],
+        help=f"peak learning rate with --start ({RATES[FURTHER]:g})",
+    )
     parser.add_argument("--scenes", type=int, default=40000, help="how many scenes to render")
     parser.add_argument("--batch", type=int, default=BATCH, help="conversations a step")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--threads", type=int, default=2, help="threads that torch may use")
+    parser.add_argument("--device", default="cpu", help="what trains: cpu, cuda, … (cpu)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        help="processes that draw scenes and make batches beside the training, for which a GPU"
+        " would wait (0)",
+    )
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
@@ -399,6 +441,9 @@ def _parse(arguments: Sequence[str] | None) -> Plan:
         shape,
         growth=2 if given.toy else 4,
         start=given.start,
+        further_rate=given.rate,
+        device=given.device,
+        workers=given.workers,
         compiled=given.compile and not given.toy,
         phase_steps=given.toy,
     )

@@ -19,7 +19,7 @@ from vispec.training.recipes.embedded_target import (
     BATCH,
     FURTHER,
     PHASES,
-    PHOTO_TURNS,
+    PHOTOS,
     RATES,
     SEED,
 )
@@ -127,7 +127,7 @@ def curve(work: Path, points: int = 12) -> str:
     """A table of held-out losses over the phases that judge answers, at most `points` rows each."""
     tasks = ("vqa", "caption", "read", "photo")
     rows = []
-    for phase in PHOTO_TURNS:
+    for phase in PHOTOS:
         for line in judged(work, phase, "heldout_vqa", points):
             losses = [line.get(f"heldout_{task}") for task in tasks]
             shown = ["–" if loss is None else f"{loss:.3f}" for loss in losses]
