@@ -1,6 +1,8 @@
 """Adapters, ways of training and kinds of drafts, compared on the embedded target.
 
-    python benchmarks/drafts_compared.py --data DIR --work DIR --out benchmarks/results/drafts.json
+    python -m vispec.training.recipes.embedded_questions --data DIR --out questions
+    python benchmarks/drafts_compared.py --questions questions --work DIR \\
+        --out benchmarks/results/drafts.json
 
 Every arm is trained for the same minutes of one core (of its own computing, whatever else the
 machine does), on the same answers and features, with the same seeds and no trial runs; then
@@ -30,6 +32,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from drafts_report import FULL
 from small_model import Small, train_small
 from vispec.checkpoints.registry import read
 from vispec.decoding.engine import Engine
@@ -48,16 +51,17 @@ from vispec.training.curves import read_log
 from vispec.training.distill import Question, distill, read_answers
 from vispec.training.drafts import frequent, new_draft
 from vispec.training.features import Sample, Store, collect
-from vispec.training.recipe import DraftRecipe, Recipe, StageRecipe
-from vispec.training.recipes import embedded_draft
-from vispec.training.recipes import embedded_questions as questions_of
+from vispec.training.questions import Source, questions
+from vispec.training.recipe import RECIPES, DraftRecipe, Recipe, StageRecipe, read_recipe
+from vispec.training.recipes.embedded_questions import task_of
 from vispec.training.selection import select
 
+GROUPS = ("heldout", "text", "multimodal")
+"""Questions that drafts are judged by and learn from."""
 LAYERS = (2, 16, 29)
 """Features that EAGLE-3 and fused drafts read; the last hidden states are kept beside them."""
 TREE = TreeShape(8, 5, 2)
 CANDIDATES = (TreeShape.chain(2), TreeShape.chain(4), TREE, TreeShape(12, 6, 3))
-FULL = "query"
 ALONE = "resampler alone, on pooling's draft"
 QUERY = {"kind": "query", "heads": 3, "queries": 2}
 MLP = {"kind": "mlp", "inner": 96}
@@ -65,7 +69,10 @@ POOLING = {"kind": "pooling", "keep": 16}
 PRUNING = {"kind": "pruning", "keep": 16}
 CONVOLUTION = {"kind": "convolution", "stride": 9}
 RESAMPLER = {"kind": "resampler", "heads": 3, "queries": 16, "inner": 384}
-TEXT, SHOWN = embedded_draft.stages("vispec", 0.05, 0.95)
+STAGES = read_recipe(RECIPES / "embedded.toml").stages
+TEXT, SHOWN = (
+    replace(stage, minutes=stage.minutes / sum(one.minutes for one in STAGES)) for stage in STAGES
+)
 TOKENS = replace(
     SHOWN,
     losses={"soft_cross_entropy": 1.0},
@@ -165,15 +172,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--target", default="embedded")
-    parser.add_argument("--data", type=Path, required=True, help="folder with the photographs")
+    parser.add_argument("--questions", type=Path, required=True, help="folder of the questions")
     parser.add_argument("--work", type=Path, required=True, help="answers, features, drafts")
     parser.add_argument("--out", type=Path, required=True, help="the result")
     parser.add_argument("--minutes", type=float, default=20, help="of one core, for an arm (20)")
-    parser.add_argument("--scenes", type=int, default=9000, help="scene questions (9000)")
-    parser.add_argument("--photos", type=int, default=8000, help="photograph questions (8000)")
-    parser.add_argument("--texts", type=int, default=4000, help="questions without image (4000)")
-    parser.add_argument("--heldout", type=int, default=192, help="to judge training by (192)")
-    parser.add_argument("--asked", type=int, default=240, help="questions that are timed (240)")
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
     parser.add_argument("--leaders", type=int, default=4, help="adapters with three seeds (4)")
     parser.add_argument("--part", default="1/1", metavar="K/N", help="of the arms, to train alone")
@@ -181,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     part, parts = (int(number) for number in options.part.split("/"))
 
     target = load_target(options.target, dtype="float32")
-    stores = {name: options.work / "features" / name for name in ("heldout", "text", "multimodal")}
+    stores = {name: options.work / "features" / name for name in GROUPS}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for made in (answer, look):
@@ -231,31 +233,25 @@ def until(path: Path) -> Path:
     return path
 
 
-def groups_of(options: argparse.Namespace) -> dict[str, list[Question]]:
-    """What is asked, by the name of the answers' folder."""
-    return questions_of.groups(
-        options.data,
-        scenes=options.scenes,
-        photos=options.photos,
-        texts=options.texts,
-        heldout=options.heldout,
-    )
+def asked_of(options: argparse.Namespace, name: str) -> list[Question]:
+    """The questions of a group."""
+    return questions(Source(str(options.questions / f"{name}.jsonl")), name)
 
 
 def answer(target: Any, options: argparse.Namespace, worker: int, workers: int) -> None:
     """Let the target answer."""
     helper, tree = load_draft("embedded", target)
     engine = Engine(target, helper, tree=tree, max_batch=32)
-    for name, group in groups_of(options).items():
-        folder = options.work / "answers" / name
+    for name in GROUPS:
+        folder, group = options.work / "answers" / name, asked_of(options, name)
         distill(engine, group, folder, max_new_tokens=112, worker=worker, workers=workers)
 
 
 def look(target: Any, options: argparse.Namespace, worker: int, workers: int) -> None:
     """Keep what it saw."""
-    for name, group in groups_of(options).items():
+    for name in GROUPS:
         answers = read_answers(options.work / "answers" / name)
-        folder = options.work / "features" / name
+        folder, group = options.work / "features" / name, asked_of(options, name)
         collect(target, group, answers, folder, layers=LAYERS, worker=worker, workers=workers)
 
 
@@ -308,7 +304,7 @@ def keep(draft: Any, folder: Path) -> None:
 
 def measure(target: Any, trained: Sequence[Trained], options: argparse.Namespace) -> None:
     """Answer the held-out questions with every draft by turns, and write what came of it."""
-    asked = timed_questions(options)
+    asked = asked_of(options, "timed")
     drafts = {
         f"{name}, seed {seed}": load_draft(folder / "draft", target)[0]
         for name, seed, folder in trained
@@ -360,7 +356,7 @@ def further_drafts(
     if pooling is not None and other is not None:
         kinds: dict[str, list[Sample]] = {}
         for sample in Store(options.work / "features" / "heldout", target, layered=False):
-            kinds.setdefault(questions_of.task_of(sample.key), []).append(sample)
+            kinds.setdefault(task_of(sample.key), []).append(sample)
         adapters = [pooling.adapter, other.adapter]
         found["selector"], lengths = select(pooling, adapters, target, kinds)
         print(f"selector: {dict(zip(kinds, lengths.tolist(), strict=True))}", flush=True)
@@ -380,7 +376,7 @@ def trees_of(
         found["query, chain"] = "query, seed 0", TreeShape.chain(TREE.depth)
     path = options.work / "trees.json"
     known = json.loads(path.read_text()) if path.exists() else {}
-    judged = groups_of(options)["heldout"]
+    judged = asked_of(options, "heldout")
     requests = [question.request(112, 0) for question in [*judged[:12], *judged[-4:]]]
     for name, draft in drafts.items():
         arm = ARMS.get(name.removesuffix(", seed 0"))
@@ -447,21 +443,6 @@ def ask(ways: Mapping[str, Engine], asked: Sequence[Question], path: Path) -> di
         rewrite(path, found)
         print(f"{place + 1} of {len(asked)} questions", flush=True)
     return found
-
-
-def timed_questions(options: argparse.Namespace) -> list[Question]:
-    """Held-out scenes and photographs that no arm was judged by while it was trained."""
-    scenes = questions_of.scene_questions(options.asked * 3 // 4, "heldout", 9_500_000, (0.0,))
-    judged = {picture_of(one) for one in groups_of(options)["heldout"]}
-    # There are fewer photographs than questions about them.
-    all_of_them = questions_of.photo_questions(options.data, 1000, "heldout", (0.0,))
-    others = [question for question in all_of_them if picture_of(question) not in judged]
-    return scenes + others[: options.asked // 4]
-
-
-def picture_of(question: Question) -> str:
-    """What a question is about: keys end with a photograph's name."""
-    return question.key.split("-", 2)[2]
 
 
 if __name__ == "__main__":

@@ -13,11 +13,13 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vispec.training.recipes.card import table
 from vispec.training.recipes.embedded_questions import task_of
 
 DRAWS = 2000
@@ -33,7 +35,7 @@ WORDS = {
 """Arms as people call them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Way:
     """One way of drafting, what was measured of it per seed and question: `[seeds, questions]`."""
 
@@ -42,7 +44,7 @@ class Way:
     def __getitem__(self, name: str) -> np.ndarray:
         return self.numbers[name]
 
-    @property
+    @cached_property
     def total_s(self) -> np.ndarray:
         times = [value for name, value in self.numbers.items() if name.endswith("_s")]
         found: np.ndarray = np.sum(times, 0)
@@ -83,6 +85,9 @@ class Result:
             name: Way({key: np.array([one[key] for one in found], float) for key in found[0]})
             for name, found in seeds.items()
         }
+        # Tables and pictures ask for the same comparisons, each of thousands of draws.
+        self.ratio = cache(self._ratio)
+        self.spread = cache(self._spread)
 
     def label(self, name: str) -> str:
         """What the first seed of a way is called."""
@@ -100,7 +105,7 @@ class Result:
         way = self.ways[name]
         return measure(way, np.arange(self.seeds(name)), self.places(task))
 
-    def spread(self, measure: Measure) -> tuple[float, int]:
+    def _spread(self, measure: Measure) -> tuple[float, int]:
         """By how much seeds differ: the deviation of a number's logarithm, and what it rests on."""
         squares, freedom = 0.0, 0
         for name, way in self.ways.items():
@@ -110,14 +115,14 @@ class Result:
             freedom += count - 1
         return (squares / freedom) ** 0.5 if freedom else 0.0, freedom
 
-    def ratio(
-        self, measure: Measure, name: str, other: str, places: np.ndarray | None = None
+    def _ratio(
+        self, measure: Measure, name: str, other: str, task: str | None = None
     ) -> tuple[float, float, float]:
-        """Of one way's number to another's, and its interval.
+        """Of one way's number to another's, on all questions or a task's, and its interval.
 
         What was made from the first seed's draft is compared with that one alone.
         """
-        places = self.places() if places is None else places
+        places = self.places(task)
         ways = self.ways[name], self.ways[other]
         made = name.startswith((f"{other}, ", f"{other} and lookup"))
         counts = self.seeds(name), 1 if made else self.seeds(other)
@@ -183,14 +188,14 @@ def rows(result: Result, names: Sequence[str], header: str) -> str:
         "speedup",
         "same text",
     )
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    cells = []
     for name in names:
         if name not in result.ways:
             continue
         facts = result.stated["ways"][result.label(name)]
         own, whole = (facts[key] / 1e6 for key in ("adapter_parameters", "parameters"))
         same = result.ways[name]["same_text"]
-        cells = (
+        row = (
             WORDS.get(name, name),
             f"{own:.2f} / {whole:.2f} ({facts['bytes'] / 1e6:.1f})",
             str(result.seeds(name)),
@@ -202,8 +207,8 @@ def rows(result: Result, names: Sequence[str], header: str) -> str:
             times(speedup(result, name)),
             f"{int(same.sum())}/{same.size}",
         )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        cells.append(row)
+    return table(titles, cells)
 
 
 def group(result: Result, name: str) -> list[str]:
@@ -231,18 +236,17 @@ def own_trees(result: Result) -> str:
     """Kinds of drafts, each with the tree that suits it."""
     names = [name for name in result.ways if name.endswith(", own tree")]
     names.sort(key=lambda name: result.value(seconds, name))
-    lines = [
-        "| draft | tree: nodes, depth, width | acceptance length | speedup |",
-        "|---" * 4 + "|",
-    ]
-    for name in names:
-        tree = result.stated["ways"][name]["tree"]
-        lines.append(
-            f"| {name.removesuffix(', own tree')} | {tree['size']}, {tree['depth']},"
-            f" {tree['width']} | {result.value(acceptance, name):.2f}"
-            f" | {times(speedup(result, name))} |"
+    trees = {name: result.stated["ways"][name]["tree"] for name in names}
+    cells = [
+        (
+            name.removesuffix(", own tree"),
+            ", ".join(str(tree[key]) for key in ("size", "depth", "width")),
+            f"{result.value(acceptance, name):.2f}",
+            times(speedup(result, name)),
         )
-    return "\n".join(lines)
+        for name, tree in trees.items()
+    ]
+    return table(("draft", "tree: nodes, depth, width", "acceptance length", "speedup"), cells)
 
 
 def forms(result: Result) -> str:
@@ -252,14 +256,13 @@ def forms(result: Result) -> str:
 
 def aims(result: Result) -> str:
     """Draft tokens a pass against other EAGLEs, and what of the attainable speed is reached."""
-    shown = result.places()
-    text = times(result.ratio(accepted, FULL, "text alone", shown))
-    same = times(result.ratio(accepted, FULL, "none", shown))
+    text = times(result.ratio(accepted, FULL, "text alone"))
+    same = times(result.ratio(accepted, FULL, "none"))
     way = result.ways[FULL]
     spent = {name: float(way[f"{name}_s"].sum()) for name in ("draft", "verify", "overhead")}
     reached = (spent["draft"] + spent["verify"]) / sum(spent.values())
     by_task = ", ".join(
-        f"{TASKS[task]} {times(result.ratio(accepted, FULL, 'text alone', result.places(task)))}"
+        f"{TASKS[task]} {times(result.ratio(accepted, FULL, 'text alone', task))}"
         for task in TASKS
         if task in set(result.tasks)
     )
@@ -350,11 +353,17 @@ def draw_curves(result: Result, path: Path) -> None:
 
 def shared(stated: Mapping[str, Any]) -> str:
     """One adapter for two targets, beside one for each."""
-    lines = [
-        "| target | adapter | its parameters, M | of them shared | acceptance length | shared "
-        "against own | speedup | same text |",
-        "|---" * 8 + "|",
-    ]
+    header = (
+        "target",
+        "adapter",
+        "its parameters, M",
+        "of them shared",
+        "acceptance length",
+        "shared against own",
+        "speedup",
+        "same text",
+    )
+    cells = []
     for target, facts in stated["targets"].items():
         result = Result({**stated, "measured": facts["measured"]})
         for kind in ("own", "shared"):
@@ -362,57 +371,79 @@ def shared(stated: Mapping[str, Any]) -> str:
             common = facts["core"] if kind == "shared" else 0
             same = result.ways[kind]["same_text"]
             against = change(result.ratio(acceptance, kind, "own")) if kind == "shared" else ""
-            lines.append(
-                f"| {target} | {kind} | {own / 1e6:.2f} | {common / 1e6:.2f}"
-                f" | {result.value(acceptance, kind):.2f} | {against}"
-                f" | {times(speedup(result, kind))} | {int(same.sum())}/{same.size} |"
+            row = (
+                target,
+                kind,
+                f"{own / 1e6:.2f}",
+                f"{common / 1e6:.2f}",
+                f"{result.value(acceptance, kind):.2f}",
+                against,
+                times(speedup(result, kind)),
+                f"{int(same.sum())}/{same.size}",
             )
-    return "\n".join(lines)
+            cells.append(row)
+    return table(header, cells)
 
 
 def adapter_costs(stated: Mapping[str, Any]) -> str:
     """What an adapter makes of one image, and how long it takes."""
     rows = stated["adapters"]
     small, large = ([r for r in rows if r["size"] == size] for size in ("embedded", "7B"))
-    lines = [
-        "| adapter | vectors of an image of 144 | parameters, M | ms | vectors of 576 |"
-        " parameters at 7B, M | ms |",
-        "|---" * 7 + "|",
-    ]
+    header = (
+        "adapter",
+        "vectors of an image of 144",
+        "parameters, M",
+        "ms",
+        "vectors of 576",
+        "parameters at 7B, M",
+        "ms",
+    )
+    cells = []
     for one, other in zip(small, large, strict=True):
         words = [f"{r['tokens']}{' and a global one' if r['global'] else ''}" for r in (one, other)]
-        lines.append(
-            f"| {one['adapter']} | {words[0]} | {one['parameters'] / 1e6:.2f} | {one['ms']:.2f}"
-            f" | {words[1]} | {other['parameters'] / 1e6:.1f} | {other['ms']:.0f} |"
+        row = (
+            one["adapter"],
+            words[0],
+            f"{one['parameters'] / 1e6:.2f}",
+            f"{one['ms']:.2f}",
+            words[1],
+            f"{other['parameters'] / 1e6:.1f}",
+            f"{other['ms']:.0f}",
         )
-    return "\n".join(lines)
+        cells.append(row)
+    return table(header, cells)
 
 
 def training_costs(stated: Mapping[str, Any]) -> str:
     """Throughput and memory of training, by how features are had."""
-    lines = [
-        "| features | answer tokens a second | positions a second | peak memory, MB | bytes a"
-        " position |",
-        "|---" * 5 + "|",
-    ]
+    header = (
+        "features",
+        "answer tokens a second",
+        "positions a second",
+        "peak memory, MB",
+        "bytes a position",
+    )
+    cells = []
     for mode, runs in stated["runs"].items():
         tokens, positions, peak = (
             [run[name] for run in runs] for name in ("tokens_per_s", "positions_per_s", "peak_mb")
         )
         kept = f"{stated['kept'][mode]['bytes']:.0f}" if mode in stated["kept"] else "none"
-        lines.append(
-            f"| {mode} | {np.median(tokens):.0f} ({min(tokens):.0f} to {max(tokens):.0f})"
-            f" | {np.median(positions):.0f} | {np.median(peak):.0f}"
-            f" | {kept} |"
+        row = (
+            mode,
+            f"{np.median(tokens):.0f} ({min(tokens):.0f} to {max(tokens):.0f})",
+            f"{np.median(positions):.0f}",
+            f"{np.median(peak):.0f}",
+            kept,
         )
-    return "\n".join(lines)
+        cells.append(row)
+    return table(header, cells)
 
 
 def sections(folder: Path) -> dict[str, str]:
     """What belongs between the marks of the page, of what was measured."""
     found: dict[str, str] = {}
-    if (path := folder / "drafts.json").exists():
-        result = Result(json.loads(path.read_text()))
+    if (result := drafts(folder)) is not None:
         for part in (conditions, adapters, training, kinds, own_trees, forms, aims):
             found[f"drafts-{part.__name__.replace('_', '-')}"] = part(result)
     if (path := folder / "shared.json").exists():
@@ -424,14 +455,20 @@ def sections(folder: Path) -> dict[str, str]:
     return found
 
 
+@cache
+def drafts(folder: Path) -> Result | None:
+    """What `drafts_compared.py` wrote, if it did."""
+    path = folder / "drafts.json"
+    return Result(json.loads(path.read_text())) if path.exists() else None
+
+
 PICTURES = ("adapters", "ablation", "kinds", "curves")
 
 
 def draw(folder: Path) -> None:
     """The pictures, beside the results."""
-    if not (path := folder / "drafts.json").exists():
+    if (result := drafts(folder)) is None:
         return
-    result = Result(json.loads(path.read_text()))
     full = ["query, chain", "none", "hidden", "text alone"]
     for name, names, title in (
         ("adapters", group(result, "adapters"), "adapters"),
@@ -444,9 +481,9 @@ def draw(folder: Path) -> None:
 
 def drawn(folder: Path) -> bool:
     """Whether the pictures show what was measured."""
-    if not (path := folder / "drafts.json").exists():
+    if (result := drafts(folder)) is None:
         return True
-    mark = digest(json.loads(path.read_text()))
+    mark = digest(result.stated)
     pictures = [folder / f"drafts-{name}.svg" for name in PICTURES]
     return all(one.exists() and mark in one.read_text() for one in pictures)
 

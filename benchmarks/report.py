@@ -19,6 +19,7 @@ from typing import Any
 
 import drafts_report
 from drafts_report import digest
+from vispec.training.recipes.card import table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -47,11 +48,19 @@ METHODS = {
 
 def headline(result: dict[str, Any]) -> str:
     """What ViSpec trees gain, by task and temperature."""
-    lines = [
-        "| task | temperature | `generate` | fastest plain | ViSpec | vs `generate` | vs plain "
-        "| acceptance length | attainable | same text |",
-        "|---" * 10 + "|",
-    ]
+    header = (
+        "task",
+        "temperature",
+        "`generate`",
+        "fastest plain",
+        "ViSpec",
+        "vs `generate`",
+        "vs plain",
+        "acceptance length",
+        "attainable",
+        "same text",
+    )
+    lines = []
     for temperature in sorted({row["temperature"] for row in result["rows"]}):
         for task, name in TASKS.items():
             rows = {
@@ -75,8 +84,8 @@ def headline(result: dict[str, Any]) -> str:
                 f" ({ours['share_of_attainable']:.0%} reached)",
                 f"{ours['identical']}/{ours['items'] * ours['repeats']}",
             )
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            lines.append(cells)
+    return table(header, lines)
 
 
 def _gain(row: dict[str, Any], over: str) -> str:
@@ -169,10 +178,7 @@ def _tasks(rows: Iterable[dict[str, Any]]) -> str:
 
 def sight(report: dict[str, Any]) -> str:
     """What the target sees, with the true and with another picture."""
-    lines = [
-        "| measure | items | its picture | another picture | aim | |",
-        "|---" * 6 + "|",
-    ]
+    lines = []
     for m in report["quality"]:
         aims = []
         if m["least"] is not None:
@@ -187,17 +193,24 @@ def sight(report: dict[str, Any]) -> str:
             ", ".join(aims),
             _verdict(m["reached"]),
         )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return table(("measure", "items", "its picture", "another picture", "aim", ""), lines)
 
 
 def acceptance(report: dict[str, Any]) -> str:
     """What the draft accepts, beside tables that see no picture."""
-    lines = [
-        "| task | bits a token, sampled | bigrams, the draft's tree | bigrams, best tree "
-        "| prompt lookup | ViSpec | ViSpec over the better | aim: 1.5 | over the best tree |",
-        "|---" * 9 + "|",
-    ]
+    header = (
+        "task",
+        "bits a token, sampled",
+        "bigrams, the draft's tree",
+        "bigrams, best tree",
+        "prompt lookup",
+        "ViSpec",
+        "ViSpec over the better",
+        "aim: 1.5",
+        "over the best tree",
+    )
+    lines = []
     found = {row["task"]: row for row in report["acceptance"]}
     for task, name in TASKS.items():
         if task in found:
@@ -214,8 +227,8 @@ def acceptance(report: dict[str, Any]) -> str:
                 _verdict(row["reached"]),
                 f"{row['draft'] / best:.2f}x",
             )
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            lines.append(cells)
+    return table(header, lines)
 
 
 def _verdict(reached: bool | None) -> str:
@@ -237,13 +250,12 @@ def measured(name: str) -> dict[str, Any] | None:
 def conformance(report: dict[str, Any]) -> str:
     """What every family was asked, and what it answered."""
     questions = list(next(iter(report["families"].values())))
-    lines = ["| family | " + " | ".join(questions) + " |", "|---" * (len(questions) + 1) + "|"]
     words = {"yes": "yes", "no": "**no**", "none": "–", "unasked": "?"}
-    lines += [
-        f"| {family} | " + " | ".join(words[asked[q]] for q in questions) + " |"
+    lines = [
+        (family, *(words[asked[q]] for q in questions))
         for family, asked in report["families"].items()
     ]
-    return "\n".join(lines)
+    return table(("family", *questions), lines)
 
 
 def sections() -> dict[str, dict[str, str]]:

@@ -1,6 +1,6 @@
 """One adapter for two targets, compared with one for each.
 
-    python benchmarks/shared_adapter.py --data DIR --work DIR --out benchmarks/results/shared.json
+    python benchmarks/shared_adapter.py --questions DIR --work DIR --out FILE
 
 The second target is a small sibling of the embedded one: it began with a few of its layers, sees
 its image tokens through a matrix, is as wide, and answers for itself. Two targets that have less in
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from drafts_compared import QUERY, SHOWN, TREE, ask, keep, size, timed_questions
+from drafts_compared import QUERY, SHOWN, TREE, ask, asked_of, keep, size
 from small_model import Small, train_small
 from vispec.decoding.engine import Engine
 from vispec.evaluation.conditions import commit, conditions
@@ -29,12 +29,11 @@ from vispec.loading_drafts import load_draft
 from vispec.loading_targets import load_target
 from vispec.targets import Target
 from vispec.training import pipeline
-from vispec.training.distill import distill
+from vispec.training.distill import Question, distill
 from vispec.training.draft import Batches, Stage
 from vispec.training.drafts import new_draft
 from vispec.training.features import Sample, Store, collect
 from vispec.training.recipe import DraftRecipe, Recipe
-from vispec.training.recipes import embedded_questions as questions_of
 from vispec.training.trainer import Settings, Trainer
 from vispec.training.unified import InTurn, SharedStages, share, split_turn, weigh_turn
 
@@ -45,15 +44,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder with the photographs")
+    parser.add_argument("--questions", type=Path, required=True, help="folder of the questions")
     parser.add_argument("--work", type=Path, required=True, help="answers, features, drafts")
     parser.add_argument("--out", type=Path, required=True, help="the result")
     parser.add_argument("--minutes", type=float, default=20, help="of one core, a target (20)")
     parser.add_argument("--small-minutes", type=float, default=40, help="for the target (40)")
-    parser.add_argument("--scenes", type=int, default=4000, help="scene questions (4000)")
-    parser.add_argument("--photos", type=int, default=4000, help="photograph questions (4000)")
-    parser.add_argument("--heldout", type=int, default=192, help="to judge training by (192)")
-    parser.add_argument("--asked", type=int, default=120, help="questions that are timed (120)")
+    parser.add_argument("--learnt", type=int, default=8000, help="questions learnt from (8000)")
+    parser.add_argument("--timed", type=int, default=120, help="questions that are timed (120)")
     options = parser.parse_args(argv)
 
     threads = torch.get_num_threads()
@@ -74,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         train_shared(targets, data, folders, options.minutes)
     torch.set_num_threads(threads)
 
-    asked = timed_questions(options)
+    asked = spread(asked_of(options, "timed"), options.timed)
     found: dict[str, Any] = {}
     for number, target in enumerate(targets):
         ways, sizes = {"plain": Engine(target)}, {}
@@ -103,16 +100,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def collected(target: Target, name: str, options: argparse.Namespace) -> tuple[Store, list[Sample]]:
     """What a target says of pictures, and of held-out ones."""
-    asked = questions_of.groups(
-        options.data,
-        scenes=options.scenes,
-        photos=options.photos,
-        texts=0,
-        heldout=options.heldout,
-    )
     stores = []
     for part in ("multimodal", "heldout"):
-        group = asked[part]
+        group = asked_of(options, part)
+        if part == "multimodal":
+            group = spread(group, options.learnt)
         place = options.work / name
         # The embedded target may have a draft; what it says is the same.
         draft = load_draft("embedded", target) if name == "embedded" else (None, None)
@@ -120,6 +112,12 @@ def collected(target: Target, name: str, options: argparse.Namespace) -> tuple[S
         answers = distill(engine, group, place / "answers" / part, max_new_tokens=112)
         stores.append(collect(target, group, answers, place / "features" / part))
     return stores[0], list(stores[1])
+
+
+def spread(questions: Sequence[Question], count: int) -> list[Question]:
+    """So many of them, from first to last."""
+    count = min(count, len(questions))
+    return [questions[len(questions) * i // count] for i in range(count)]
 
 
 def train_own(

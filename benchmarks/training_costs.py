@@ -32,8 +32,7 @@ from vispec.training.distill import distill, read_answers
 from vispec.training.draft import Batches, Stage
 from vispec.training.drafts import new_draft
 from vispec.training.features import Online, Store, collect
-from vispec.training.recipe import DraftRecipe
-from vispec.training.recipes.embedded_draft import stages
+from vispec.training.recipe import RECIPES, DraftRecipe, read_recipe
 from vispec.training.recipes.embedded_questions import scene_questions
 
 MODES = ("online", "float32", "bfloat16", "int8")
@@ -165,7 +164,7 @@ def trained(mode: str, work: Path, seconds: float) -> dict[str, float]:
     loaded = peak = held_mb()
     wanted = DraftRecipe(adapter={"kind": "query", "heads": 3, "queries": 2})
     draft: Any = new_draft(target, wanted).float().train()
-    (recipe,) = stages("vispec", 0, 1)
+    recipe = read_recipe(RECIPES / "embedded.toml").stages[-1]
     stage = Stage(
         draft, target, recipe.losses, self_fed=recipe.self_fed, relative_noise=recipe.relative_noise
     )

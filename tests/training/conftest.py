@@ -1,4 +1,4 @@
-"""Photographs that several recipes learn from, as small as can be."""
+"""What tests of training share: small photo sets, and few trees to choose from."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from vispec.decoding.tree import TreeShape
+from vispec.training import pipeline
+
+
+@pytest.fixture(autouse=True)
+def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "TREES", (TreeShape(4, 3, 1), TreeShape(8, 3, 3)))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,68 +12,85 @@ from safetensors import safe_open
 
 import talking
 import vispec
-from vispec.decoding.tree import TreeShape
+from vispec.checkpoints.files import fingerprint
 from vispec.drafts import EagleDraft
-from vispec.errors import VispecError
-from vispec.training import scenes
-from vispec.training.recipes import embedded_draft as recipe
+from vispec.training import pipeline, scenes
+from vispec.training.questions import Source, questions
+from vispec.training.recipe import RECIPES, Recipe, read_recipe
+from vispec.training.recipes import embedded_draft, embedded_questions
+
+
+@pytest.fixture
+def asked(two_photo_sets: Path, tmp_path: Path) -> Path:
+    counts = ["--scenes", "6", "--photos", "4", "--texts", "4", "--heldout", "4", "--timed", "4"]
+    out = tmp_path / "questions"
+    embedded_questions.main(["--data", str(two_photo_sets), "--out", str(out), *counts])
+    return out
+
+
+def brief(asked: Path, target: Path) -> Recipe:
+    whole = read_recipe(RECIPES / "embedded.toml")
+    stages = [replace(stage, minutes=0.03) for stage in whole.stages]
+    data = {
+        name: replace(source, path=str(asked / Path(source.path).name))
+        for name, source in whole.data.items()
+    }
+    return replace(whole, target=str(target), stages=stages, data=data, max_new_tokens=12)
 
 
 @pytest.mark.slow
-def test_the_recipe_makes_a_draft_that_loads_and_asks_nothing_twice(
-    two_photo_sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_recipe_makes_a_draft_that_loads_with_its_card_and_licence(
+    asked: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(recipe, "TREES", (TreeShape(4, 3, 1), TreeShape(8, 3, 3)))
     target = talking.save(tmp_path / "target", max_position_embeddings=512)
-    work, out = tmp_path / "work", tmp_path / "out"
-    arguments = [
-        "--target", str(target), "--data", str(two_photo_sets), "--work", str(work),
-        "--out", str(out),
-        "--scenes", "6", "--photos", "4", "--texts", "4", "--heldout", "4",
-        "--text-minutes", "0.03", "--multimodal-minutes", "0.03", "--max-new-tokens", "12",
-    ]  # fmt: skip
+    run, out = tmp_path / "run", tmp_path / "out"
+    pipeline.train(brief(asked, target), run, command="vispec train embedded")
+    embedded_draft.main(["--run", str(run), "--questions", str(asked), "--out", str(out)])
 
-    with monkeypatch.context() as patch:  # killed before any training
-
-        def dies(*_: object, **__: object) -> None:
-            raise KeyboardInterrupt
-
-        patch.setattr(recipe, "run_stage", dies)
-        with pytest.raises(KeyboardInterrupt):
-            recipe.main(arguments)
-    answers = {path: path.read_bytes() for path in work.glob("answers/*/*.parquet")}
-    assert {path.parent.name for path in answers} == {"heldout", "text", "multimodal"}
-    recipe.main(arguments)
-    assert {path: path.read_bytes() for path in work.glob("answers/*/*.parquet")} == answers
-
-    result = json.loads((work / "vispec" / "result.json").read_text())
-    assert sum(row["questions"] for row in result.values()) == 3
-    assert set(result) <= {*scenes.TASKS, "photo"}
-    assert all(row["acceptance_length"] >= 1 for row in result.values() if row["passes"])
     assert "research use only" in (out / "LICENSE").read_text()
-    assert "| photo | 1 |" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "ViSpec draft: one decoder layer and an adapter of 2 queries" in card
+    assert "| photo | 1 |" in card
+    assert "10 to the questions multimodal and 4 to the questions text. Seed 0." in card
     with safe_open(out / "model.safetensors", "pt") as file:
         assert file.get_tensor("fc.weight").dtype == torch.bfloat16
     engine = vispec.load(target, out)
     assert isinstance(engine.draft, EagleDraft)
-    assert engine.tree in recipe.TREES
+    assert engine.tree in pipeline.TREES
     picture = [talking.picture(0)]
     plain = engine.generate("what ?", picture, max_new_tokens=20, speculate=False)
     assert engine.generate("what ?", picture, max_new_tokens=20).token_ids == plain.token_ids
     for stage in ("text", "multimodal"):
-        lines = (work / "vispec" / "stages" / stage / "log.jsonl").read_text().splitlines()
+        lines = (run / "stages" / stage / "log.jsonl").read_text().splitlines()
         assert any("heldout_accepted_3" in line for line in lines)
+    stated = json.loads((out / "provenance.json").read_text())
+    assert stated["recipe"]["target"] == str(target)
 
-    with pytest.raises(VispecError, match="another run: photos was"):
-        recipe.main([*arguments, "--photos", "5"])
 
-    # A draft to compare with learns from the same answers, this one from text alone.
-    recipe.main([*arguments, "--kind", "eagle-text", "--out", str(tmp_path / "eagle")])
-    assert {path: path.read_bytes() for path in work.glob("answers/*/*.parquet")} == answers
-    eagle = vispec.load(target, tmp_path / "eagle").draft
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["eagle", "eagle-text"])
+def test_drafts_to_compare_with_learn_from_the_same_answers(
+    asked: Path, tmp_path: Path, name: str
+) -> None:
+    target = talking.save(tmp_path / "target", max_position_embeddings=512)
+    first, cache = brief(asked, target), tmp_path / "cache"
+    pipeline.train(first, tmp_path / "vispec", cache=cache)
+    answers = {path: fingerprint(path) for path in cache.rglob("*.parquet")}
+    folder = Path(__file__).parents[2] / "benchmarks" / "drafts"
+    other = read_recipe(folder / f"{name}.toml")
+    stages = [replace(stage, minutes=0.03) for stage in other.stages]
+    other = replace(other, target=str(target), stages=stages, data=first.data, max_new_tokens=12)
+    pipeline.train(other, tmp_path / name, cache=cache)
+    assert {path: fingerprint(path) for path in cache.rglob("*.parquet")} == answers
+    eagle = vispec.load(target, tmp_path / name / "draft").draft
     assert isinstance(eagle, EagleDraft)
     assert eagle.adapter is None
-    assert not (work / "eagle-text" / "stages" / "multimodal").exists()
-    card = (tmp_path / "eagle" / "README.md").read_text()
-    assert "EAGLE" in card
-    assert "4 to questions without a picture, sampled at temperature 1. Seed 0." in card
+
+
+def test_acceptance_is_told_by_task(asked: Path) -> None:
+    engine = vispec.load("embedded", "embedded")
+    timed = questions(Source(str(asked / "timed.jsonl")), "timed")
+    found = embedded_draft.acceptance(engine, timed)
+    assert sum(row["questions"] for row in found.values()) == len(timed)
+    assert set(found) <= {*scenes.TASKS, "photo"}
+    assert all(row["acceptance_length"] >= 1 for row in found.values())

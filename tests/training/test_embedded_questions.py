@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import pytest
+from PIL import Image
+
 from vispec.training import scenes
+from vispec.training.questions import Source, questions
 from vispec.training.recipes import embedded_questions as recipe
 
 
@@ -52,8 +56,34 @@ def test_text_questions_are_the_same_ones_without_a_picture() -> None:
     assert not {q.key for q in alone} & {q.key for q in asked}
 
 
-def test_keys_tell_the_task(two_photo_sets: Path) -> None:
+def test_keys_tell_the_task_and_the_picture(two_photo_sets: Path) -> None:
     asked = recipe.scene_questions(len(scenes.TASKS), "train", 0, (0.0,))
     assert [recipe.task_of(q.key) for q in asked] == list(scenes.TASKS)
+    assert [recipe.picture_of(q.key) for q in asked] == [q.key.split("-")[1] for q in asked]
     shown = recipe.photo_questions(two_photo_sets, 4, "train", (0.0,))
     assert {recipe.task_of(q.key) for q in shown} == {"photo"}
+    assert all(q.key.endswith(f"-{recipe.picture_of(q.key)}") for q in shown)
+    assert recipe.task_of("heldout-heldout-scene-17-read") == "read"
+    with pytest.raises(ValueError, match="'cat' is no question's key"):
+        recipe.task_of("cat")
+
+
+def test_written_questions_are_the_same_with_the_same_pictures(
+    two_photo_sets: Path, tmp_path: Path
+) -> None:
+    asked = recipe.groups(two_photo_sets, scenes=6, photos=4, texts=3, heldout=6, timed=8)
+    recipe.write(asked, tmp_path)
+    for name, group in asked.items():
+        found = questions(Source(str(tmp_path / f"{name}.jsonl")), name)
+        assert [q.key for q in found] == [f"{name}-{name}-{q.key}" for q in group]
+        for one, other in zip(found, group, strict=True):
+            assert (one.prompt, one.temperature) == (other.prompt, other.temperature)
+            own = [Image.open(path).tobytes() for path in one.images]  # type: ignore[arg-type]
+            assert own == [picture.tobytes() for picture in other.shown()]  # type: ignore[union-attr]
+
+
+def test_nothing_is_timed_that_drafts_were_judged_by(two_photo_sets: Path) -> None:
+    asked = recipe.groups(two_photo_sets, scenes=0, photos=0, texts=0, heldout=6, timed=8)
+    timed, judged = ({recipe.picture_of(q.key) for q in asked[n]} for n in ("timed", "heldout"))
+    assert not timed & judged
+    assert sum(recipe.task_of(q.key) != "photo" for q in asked["timed"]) == 6

@@ -93,6 +93,7 @@ def test_every_kind_of_draft_is_trained_and_used(
     plain = engine.generate("the cat", picture, max_new_tokens=12, speculate=False)
     assert engine.generate("the cat", picture, max_new_tokens=12).token_ids == plain.token_ids
     assert found["acceptance_length"] >= 1
+    assert engine.tree in pipeline.TREES
     stated = json.loads((tmp_path / "draft" / "provenance.json").read_text())
     assert stated["command"] == "vispec train x"
     assert stated["answers"] == {"text": 6, "shown": 6, "heldout": 6}
@@ -248,10 +249,10 @@ def test_the_candidate_that_decodes_fastest_is_chosen(
     assert len(list(tmp_path.rglob("answers-*.parquet"))) == 3
     assert len(list(tmp_path.rglob("features-*.safetensors"))) == 3
     # What was decided is not timed again.
-    monkeypatch.setattr(auto, "speed", lambda engines, *_: pytest.fail("timed again"))
+    monkeypatch.setattr(auto, "speeds", lambda engines, *_, **__: pytest.fail("timed again"))
     assert auto.choose(whole, tmp_path, 0.03) == best
     (tmp_path / "auto.json").unlink()
-    monkeypatch.setattr(auto, "speed", lambda engines, *_: [1.0, 3.0, 2.0])
+    monkeypatch.setattr(auto, "speeds", lambda engines, *_, **__: [1.0, 3.0, 2.0])
     assert auto.choose(whole, tmp_path, 0.03).adapter == pooled
     with pytest.raises(VispecError, match="another run: candidates"):
         auto.choose(replace(whole, candidates=whole.candidates[::-1]), tmp_path, 0.03)

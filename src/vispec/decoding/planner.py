@@ -28,9 +28,6 @@ def fastest_tree(
 ) -> TreeShape:
     """The candidate with the most tokens a second.
 
-    Candidates answer each request in turn, so that a machine that slows down slows all of them;
-    one more round before the counted ones lets compile what compiles.
-
     Args:
         engine: makes the engine of a tree.
         candidates: trees.
@@ -38,17 +35,30 @@ def fastest_tree(
         rounds: how often.
         report: receives a line a candidate.
     """
-    engines = [engine(shape) for shape in candidates]
-    seconds, tokens = [0.0] * len(engines), [0] * len(engines)
-    for turn in range(rounds + 1):
-        for request in requests:
-            for i, one in enumerate(engines):
-                begun = time.perf_counter()
-                result = one.generate([request])[0]
-                if turn:
-                    seconds[i] += time.perf_counter() - begun
-                    tokens[i] += len(result.token_ids)
-    rates = [count / spent for count, spent in zip(tokens, seconds, strict=True)]
+    rates = speeds([engine(shape) for shape in candidates], requests, rounds)
     for shape, rate in zip(candidates, rates, strict=True):
         report(f"{shape}: {rate:.0f} tokens/s")
     return candidates[rates.index(max(rates))]
+
+
+def speeds(engines: Sequence[Engine], requests: Sequence[Request], rounds: int = 2) -> list[float]:
+    """Tokens a second of each, over whole answers.
+
+    All answer each request in turn, in an order that turns too, so that a machine that slows down
+    slows all of them; one more round before the counted ones lets compile what compiles.
+
+    Args:
+        requests: what is asked, one at a time.
+        rounds: how often.
+    """
+    seconds, tokens = [0.0] * len(engines), [0] * len(engines)
+    for turn in range(rounds + 1):
+        for place, request in enumerate(requests):
+            for number in range(len(engines)):
+                i = (number + place) % len(engines)
+                begun = time.perf_counter()
+                (result,) = engines[i].generate([request])
+                if turn:
+                    seconds[i] += time.perf_counter() - begun
+                    tokens[i] += len(result.token_ids)
+    return [count / max(spent, 1e-9) for count, spent in zip(tokens, seconds, strict=True)]

@@ -6,18 +6,17 @@ Not the best loss, and not the longest acceptance: a draft that costs less may b
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from accelerate import PartialState
 
 from vispec.decoding.engine import Engine
+from vispec.decoding.planner import speeds
 from vispec.errors import SettingsError
 from vispec.loading_drafts import load_draft
 from vispec.loading_targets import load_target
 from vispec.runs import claim
-from vispec.training.distill import Question
 from vispec.training.pipeline import HELDOUT, train
 from vispec.training.questions import questions
 from vispec.training.recipe import DraftRecipe, Recipe
@@ -79,27 +78,13 @@ def choose(
         for place in folders:
             loaded, tree = load_draft(place, target)
             engines.append(Engine(target, loaded, tree=tree))
-        speeds = speed(engines, asked, recipe.max_new_tokens)
+        requests = [q.request(recipe.max_new_tokens, seed) for seed, q in enumerate(asked)]
+        found = speeds(engines, requests, rounds=1)
         rows = [
             {"draft": asdict(draft), "tokens_per_s": value}
-            for draft, value in zip(recipe.candidates, speeds, strict=True)
+            for draft, value in zip(recipe.candidates, found, strict=True)
         ]
         path.write_text(json.dumps(rows, indent=2) + "\n")
     state.wait_for_everyone()
-    speeds = [row["tokens_per_s"] for row in json.loads(path.read_text())]
-    return recipe.candidates[max(range(len(speeds)), key=speeds.__getitem__)]
-
-
-def speed(engines: Sequence[Engine], asked: Sequence[Question], max_new_tokens: int) -> list[float]:
-    """Tokens a second of each, over whole answers, the engines by turns."""
-    tokens, seconds = [0] * len(engines), [0.0] * len(engines)
-    for engine in engines:  # what is slow the first time is not timed
-        engine.generate([asked[0].request(8, 0)])
-    for seed, question in enumerate(asked):
-        # In another order for every question.
-        for turn in range(len(engines)):
-            number = (turn + seed) % len(engines)
-            (result,) = engines[number].generate([question.request(max_new_tokens, seed)])
-            tokens[number] += result.stats.new_tokens
-            seconds[number] += result.stats.total_s
-    return [count / max(spent, 1e-9) for count, spent in zip(tokens, seconds, strict=True)]
+    rates = [row["tokens_per_s"] for row in json.loads(path.read_text())]
+    return recipe.candidates[rates.index(max(rates))]

@@ -11,11 +11,12 @@ Everything lies in one folder and goes on where it was interrupted::
 
 from __future__ import annotations
 
+import copy
 import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from torch.utils.data import ConcatDataset
 from vispec.adapters import settings_of
 from vispec.checkpoints.registry import read
 from vispec.decoding.engine import Engine
+from vispec.decoding.planner import TREES, fastest_tree
+from vispec.decoding.tree import TreeShape
 from vispec.drafts import Eagle3Draft, EagleDraft
 from vispec.drafts.medusa import MedusaDraft
 from vispec.errors import SettingsError
@@ -48,6 +51,8 @@ from vispec.training.recipe import DraftRecipe, Recipe, StageRecipe
 from vispec.training.trainer import Settings, Trainer
 
 HELDOUT = "heldout"
+ASKED, LONGEST = 12, 128
+"""Questions that trees are timed on, and tokens of their answers."""
 NETWORKS = {"eagle": EagleDraft, "eagle3": Eagle3Draft, "medusa": MedusaDraft}
 
 
@@ -95,10 +100,16 @@ def train(
     for stage in recipe.stages:
         own = [data[name] for name in stage.data]
         run_stage(draft, target, stage, own, heldout, folder, recipe, origin=origin)
-    draft.eval().requires_grad_(False)
+    # What is measured is what is kept: the weights as half precision rounds them.
+    draft.to(torch.bfloat16).to(torch.float32).eval().requires_grad_(False)
     found = judged(draft, target, heldout)
     if state.is_main_process:
-        finish(draft, recipe, folder, found, origin, answers)
+        learnt = [
+            [question for question in asked[name] if question.key in answers[name]]
+            for name in recipe.stages[-1].data
+        ]
+        tree = choose_tree(draft, target, learnt, recipe.max_new_tokens)
+        finish(draft, recipe, folder, found, origin, answers, tree)
     state.wait_for_everyone()
     return found
 
@@ -301,6 +312,19 @@ def judged(draft: Any, target: Target, samples: Sequence[Sample]) -> dict[str, f
     return {k: v for k, v in found.items() if k not in ("cycles", "said")}
 
 
+def choose_tree(
+    draft: Any, target: Target, learnt: Sequence[Sequence[Question]], max_new_tokens: int
+) -> TreeShape:
+    """The tree that decodes fastest on this machine, on some of the questions learnt from."""
+    each = -(-ASKED // len(learnt))
+    some = [q for group in learnt for q in group[:: -(-len(group) // each)]]
+    longest = min(max_new_tokens, LONGEST)
+    requests = [replace(question, temperature=0.0).request(longest, 0) for question in some]
+    print(f"choosing the fastest of {len(TREES)} trees on {len(requests)} questions", flush=True)
+    own = copy.deepcopy(draft).to(target.dtype)
+    return fastest_tree(lambda shape: Engine(target, own, tree=shape), TREES, requests, rounds=1)
+
+
 def finish(
     draft: Any,
     recipe: Recipe,
@@ -308,6 +332,7 @@ def finish(
     found: Mapping[str, float],
     origin: Mapping[str, Any],
     answers: Mapping[str, Answers],
+    tree: TreeShape,
 ) -> None:
     """Write the draft, its card, where it comes from, and the curves."""
     counts = {name: len(one) for name, one in answers.items()}
@@ -328,10 +353,10 @@ def finish(
         + (f" Skipped: {skipped}." if skipped else ""),
         recipe=f"{stages}\n\nSeed {recipe.seed}.",
         acceptance={"held out, greedy chain": found["acceptance_length"]},
+        tree=asdict(tree),
     )
     out = folder / "draft"
     save_pretrained(draft.to(torch.bfloat16), out, card)
-    draft.to(torch.float32)
     facts = {
         "answers": counts,
         "skipped": skipped,

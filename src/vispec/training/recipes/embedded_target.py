@@ -97,6 +97,7 @@ class Plan:
     growth: int
     start: Path | None = None
     further_rate: float = RATES[FURTHER]
+    kept: float = 0.0
     device: str = "cpu"
     workers: int = 0
     compiled: bool = False
@@ -206,8 +207,23 @@ def train(plan: Plan, corpus: Corpus) -> LlavaForConditionalGeneration:
     if plan.compiled:
         compile_layers(model)
     learn_all(plan, corpus, phase, model, seed, lambda m: m)
+    if plan.start and plan.kept:
+        begun = LlavaForConditionalGeneration.from_pretrained(plan.start, dtype=torch.float32)
+        mix(model, begun, plan.kept)
     write(model, corpus.processor, plan.out)
     return model
+
+
+@torch.no_grad()
+def mix(model: nn.Module, other: nn.Module, share: float) -> None:
+    """Move every weight of ``model`` towards ``other``'s by a share of the way.
+
+    Between a model and what it became by more training, both of what they are good at is had at
+    little loss (WiSE-FT, arXiv 2109.01903): here, what the one had not yet learnt of scenes, and
+    the other had learnt too well of photographs.
+    """
+    for weight, towards in zip(model.parameters(), other.parameters(), strict=True):
+        weight.lerp_(towards.to(weight), share)
 
 
 def train_shallow(plan: Plan, corpus: Corpus) -> LlavaForConditionalGeneration:
@@ -397,6 +413,13 @@ def _parse(arguments: Sequence[str] | None) -> Plan:
         default=RATES[FURTHER],
         help=f"peak learning rate with --start ({RATES[FURTHER]:g})",
     )
+    parser.add_argument(
+        "--keep",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="with --start, how far the trained weights are moved back to the first ones (0)",
+    )
     parser.add_argument("--scenes", type=int, default=40000, help="how many scenes to render")
     parser.add_argument("--batch", type=int, default=BATCH, help="conversations a step")
     parser.add_argument("--seed", type=int, default=SEED)
@@ -424,6 +447,8 @@ def _parse(arguments: Sequence[str] | None) -> Plan:
     given = parser.parse_args(arguments)
     if given.start and not (given.start / "tokenizer.json").is_file():
         parser.error(f"--start {given.start}: no folder of a model that this recipe wrote")
+    if not 0 <= given.keep < 1:
+        parser.error(f"--keep {given.keep} is no share from 0 up to 1")
     torch.set_num_threads(given.threads)
     shape = TargetShape()
     if given.toy:
@@ -442,6 +467,7 @@ def _parse(arguments: Sequence[str] | None) -> Plan:
         growth=2 if given.toy else 4,
         start=given.start,
         further_rate=given.rate,
+        kept=given.keep,
         device=given.device,
         workers=given.workers,
         compiled=given.compile and not given.toy,
