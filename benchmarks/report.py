@@ -19,10 +19,12 @@ from typing import Any
 
 import drafts_report
 from drafts_report import digest
+from vispec.checkpoints.files import fingerprint
 from vispec.training.recipes.card import table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+MODELS = ROOT / "src" / "vispec" / "models"
 PICTURE = RESULTS / "embedded-cpu.svg"
 TASKS = {
     "photo": "photograph",
@@ -268,10 +270,29 @@ def sections() -> dict[str, dict[str, str]]:
     ):
         result = measured(name)
         if result is not None:
-            found["README.md"] |= {mark: part(result) for mark, part in parts.items()}
+            late = of_another_pair(result)
+            for mark, part in parts.items():
+                found["README.md"][mark] = part(result) + late * (mark != "conditions")
     for mark, text in drafts_report.sections(RESULTS).items():
         found["docs/drafts.md"][mark] = text
     return found
+
+
+def of_another_pair(result: dict[str, Any]) -> str:
+    """A sentence, if a result is about weights that are shipped no more."""
+    folders = {
+        **dict.fromkeys(("draft", "vispec"), MODELS / "draft"),
+        "target": MODELS / "target",
+        **{name: ROOT / "benchmarks" / "drafts" / name for name in ("eagle", "eagle-text")},
+    }
+    changed = [
+        name
+        for name, mark in result.get("weights", {}).items()
+        if fingerprint(folders[name]) != mark
+    ]
+    if not changed:
+        return ""
+    return f"\n\n*Measured before the shipped weights were trained further ({', '.join(changed)}).*"
 
 
 def written(page: str, parts: dict[str, str]) -> str:

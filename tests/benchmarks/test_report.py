@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import report
+from vispec.checkpoints.files import fingerprint
 
 
 def row(task: str, method: str, speed: float, **more: Any) -> dict[str, Any]:
@@ -50,6 +51,13 @@ def test_the_headline_names_both_baselines_and_what_was_gained() -> None:
         "| scene, a question | 0 | 50 | 80 (plain) | 160 | 3.20x (2.67 to 4.00) "
         "| 2.00x (1.60 to 2.50) | 3.50 | 2.20x (91% reached) | 26/27 |"
     )
+
+
+def test_results_of_other_weights_say_so() -> None:
+    own = fingerprint(report.MODELS / "target")
+    assert report.of_another_pair({"weights": {"target": own}}) == ""
+    told = report.of_another_pair({"weights": {"target": own, "draft": "0123"}})
+    assert "(draft)" in told
 
 
 def test_acceptance_stands_beside_that_of_tables() -> None:

@@ -63,9 +63,9 @@ Greedy answers, and the same questions about another item's picture:
 
 ## Limits
 
-It is tiny and was trained for hours on two CPU cores. It knows coloured shapes, rendered words and
-everyday photographs, answers in English only, and is confidently wrong about the rest. Its purpose
-is to exercise software; do not rely on what it says.
+It is tiny and was trained for hours on two CPU cores and minutes on a GPU. It knows coloured
+shapes, rendered words and everyday photographs, answers in English only, and is confidently wrong
+about the rest. Its purpose is to exercise software; do not rely on what it says.
 
 ## Samples
 
