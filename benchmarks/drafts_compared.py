@@ -99,7 +99,6 @@ class Arm:
     stages: tuple[StageRecipe, ...] = (TEXT, SHOWN)
     start: str = ""
     steps_of: str = ""
-    layered: bool = False
 
 
 def with_adapter(adapter: Any) -> Arm:
@@ -129,9 +128,7 @@ ARMS: dict[str, Arm] = {
     "without the text stage": Arm("training", VISPEC, (replace(SHOWN, minutes=1.0),)),
     "without self-fed passes": Arm("training", VISPEC, (TEXT, replace(SHOWN, self_fed=0))),
     "three self-fed passes": Arm("training", VISPEC, (TEXT, replace(SHOWN, self_fed=3))),
-    "fused features": Arm(
-        "training", DraftRecipe(adapter=QUERY, aux_layers=[*LAYERS]), layered=True
-    ),
+    "fused features": Arm("training", DraftRecipe(adapter=QUERY, aux_layers=[*LAYERS])),
     ALONE: Arm(
         "training",
         DraftRecipe(adapter=RESAMPLER),
@@ -139,16 +136,16 @@ ARMS: dict[str, Arm] = {
         start="pooling",
     ),
     "text alone": Arm("kinds", DraftRecipe(), (replace(TEXT, minutes=1.0),)),
-    "eagle3": Arm("kinds", EAGLE3, (replace(TOKENS, self_fed=3),), layered=True),
+    "eagle3": Arm("kinds", EAGLE3, (replace(TOKENS, self_fed=3),)),
     "eagle3 and query": Arm(
-        "kinds", replace(EAGLE3, adapter=QUERY), (replace(TOKENS, self_fed=3),), layered=True
+        "kinds", replace(EAGLE3, adapter=QUERY), (replace(TOKENS, self_fed=3),)
     ),
     "medusa": Arm("kinds", DraftRecipe(kind="medusa", heads=5), (replace(TOKENS, decay=0.8),)),
     "two layers": Arm("training", replace(VISPEC, layers=2)),
     "small model": Arm("kinds", Small(), ()),
     "small model, blind": Arm("kinds", Small(sees=False), ()),
     "eagle3 of 1024 tokens": Arm(
-        "kinds", replace(EAGLE3, vocabulary=1024), (replace(TOKENS, self_fed=3),), layered=True
+        "kinds", replace(EAGLE3, vocabulary=1024), (replace(TOKENS, self_fed=3),)
     ),
     "half the time on text": Arm(
         "training", VISPEC, (replace(TEXT, minutes=0.5), replace(SHOWN, minutes=0.5))
@@ -264,7 +261,8 @@ def train_arm(
     if (folder / "draft").exists():
         return
     print(f"training {folder.name}", flush=True)
-    data = {name: Store(path, target, layered=arm.layered) for name, path in stores.items()}
+    layered = isinstance(arm.draft, DraftRecipe) and arm.draft.aux_layers is not None
+    data = {name: Store(path, target, layered=layered) for name, path in stores.items()}
     heldout: list[Sample] = list(data["heldout"])
     if isinstance(arm.draft, Small):
         train_small(target, arm.draft, [data["multimodal"]], heldout, folder, minutes, seed=seed)

@@ -14,7 +14,7 @@ Shapes: `b` samples, `t` positions, `n` rows, `a` rows at an answer's positions,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -138,20 +138,9 @@ class Stage(nn.Module):
         if self.training and any(self.noise):
             asked = replace(asked, seen=[_disturbed(one, *self.noise) for one in asked.seen])
         passes = unroll(self.draft, asked, self.self_fed)
-        total = asked.hidden.new_zeros(()) if passes.loss is None else passes.loss
-        right = torch.zeros(2, self.self_fed + 1, device=asked.real.device)
-        rows = asked.real.nonzero()
-        blocks = rows.split(max(1, LOGITS // self._beside.head.out_features))
-        for block in blocks:
-            work = partial(self._block, passes.guesses, asked, block)
-            # Logits of a block are worked out again for its gradients rather than kept.
-            loss, found = checkpoint(work, use_reentrant=False) if len(blocks) > 1 else work()
-            total = total + loss * (len(block) / len(rows))
-            right += found
-        shares = (right[0] / right[1].clamp(min=1)).tolist()
-        return total, {
-            f"accuracy_{turn + 1}": share for turn, share in enumerate(shares) if right[1, turn]
-        }
+        work = partial(self._block, passes.guesses, asked)
+        total, right = in_blocks(work, asked.real.nonzero(), self._beside.head.out_features)
+        return total if passes.loss is None else total + passes.loss, accuracies(right)
 
     def _block(
         self, guesses: Sequence[Tensor], asked: _Asked, block: Tensor
@@ -180,6 +169,34 @@ class Stage(nn.Module):
             found[0, turn] = accuracy(logits, true) * count
             found[1, turn] = count
         return total, found
+
+
+def in_blocks(
+    work: Callable[[Tensor], tuple[Tensor, Tensor]], rows: Tensor, width: int
+) -> tuple[Tensor, Tensor]:
+    """The mean loss of rows and the sum of what is counted of them, so many rows at a time.
+
+    Logits of a block are worked out again for its gradients rather than kept.
+
+    Args:
+        work: gives both for some rows.
+        rows: `[m, …]`.
+        width: logits of a row.
+    """
+    blocks = rows.split(max(1, LOGITS // width))
+    losses, counts = [], []
+    for block in blocks:
+        part = partial(work, block)
+        loss, count = checkpoint(part, use_reentrant=False) if len(blocks) > 1 else part()
+        losses.append(loss * (len(block) / len(rows)))
+        counts.append(count)
+    return torch.stack(losses).sum(), torch.stack(counts).sum(0)
+
+
+def accuracies(right: Tensor) -> dict[str, float]:
+    """By step, the share of rows guessed right, from how many were right and in all `[2, k]`."""
+    shares = (right[0] / right[1].clamp(min=1)).tolist()
+    return {f"accuracy_{k + 1}": share for k, share in enumerate(shares) if right[1, k]}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ Shapes: `a` positions of an answer, `k` heads, `d` hidden size, `V` vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from vispec.drafts.medusa import MedusaDraft
 from vispec.targets import Target
 from vispec.training.chains import walked
-from vispec.training.draft import Beside, Stage, frozen
+from vispec.training.draft import Beside, Stage, accuracies, frozen, in_blocks
 from vispec.training.features import Sample
 from vispec.training.losses import Guess, accuracy, weighted
 
@@ -48,26 +49,36 @@ class MedusaStage(nn.Module):
 
     def forward(self, samples: Sequence[Sample]) -> tuple[Tensor, dict[str, float]]:
         """The mean loss over all answer positions, and the share of tokens guessed right."""
-        target, head = self._beside.target, self._beside.head
-        hidden = [_answered(sample, self.draft) for sample in samples]
-        with torch.no_grad():
-            true = [target.logits(one.to(target.dtype)).float() for one in hidden]
-        guesses = [self.draft(one, head).float() for one in hidden]
-        total = torch.zeros((), device=hidden[0].device)
-        numbers: dict[str, float] = {}
-        count = self.draft.config.heads
-        scale = sum(self.decay**k for k in range(count))
-        for k in range(1, count + 1):
-            # What is said `k` places behind is what the target thinks `k` positions further on.
-            logits = torch.cat([g[:-k, k - 1] for g in guesses])
-            wanted = torch.cat([t[k:] for t in true])
-            if not len(logits):
+        own = [_answered(sample, self.draft) for sample in samples]
+        hidden = torch.cat(own)
+        # How many positions of its answer there are behind each.
+        left = torch.cat([torch.arange(len(one) - 1, -1, -1, device=one.device) for one in own])
+        width = self.draft.config.heads * self._beside.head.out_features
+        rows = torch.arange(len(hidden), device=hidden.device)
+        total, right = in_blocks(partial(self._block, hidden, left), rows, width)
+        return total * (len(rows) / self.weight(samples)), accuracies(right)
+
+    def _block(self, hidden: Tensor, left: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Of some positions: their mean loss, and of each head tokens right and in all."""
+        target, heads = self._beside.target, self.draft.config.heads
+        guesses = self.draft(hidden[rows], self._beside.head).float()
+        total, found = hidden.new_zeros(()), torch.zeros(2, heads, device=hidden.device)
+        scale = sum(self.decay**k for k in range(heads))
+        for k in range(1, heads + 1):
+            deep = left[rows] >= k
+            count = int(deep.sum())
+            if not count:
                 continue
-            nothing = logits.new_zeros(len(logits), 1)
-            share = self.decay ** (k - 1) / scale * len(logits) / self.weight(samples)
+            # What is said `k` places behind is what the target thinks `k` positions further on.
+            with torch.no_grad():
+                wanted = target.logits(hidden[rows[deep] + k].to(target.dtype)).float()
+            logits = guesses[deep, k - 1]
+            nothing = logits.new_zeros(count, 1)
+            share = self.decay ** (k - 1) / scale * count / len(rows)
             total = total + share * self.loss(Guess(nothing, nothing, logits, wanted))
-            numbers[f"accuracy_{k}"] = accuracy(logits, wanted)
-        return total, numbers
+            found[0, k - 1] = accuracy(logits, wanted) * count
+            found[1, k - 1] = count
+        return total, found
 
 
 @torch.no_grad()
