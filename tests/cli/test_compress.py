@@ -26,7 +26,7 @@ def test_what_cannot_be_is_named(run: Run, pair: Pair, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("taken")
     for place, form, word in (
         (tmp_path / "out", ("low_rank",), "rank is 0"),
-        (tmp_path / "file", ("int8",), "cannot write"),
+        (tmp_path / "file", ("int8",), "cannot be written to"),
         (pair.draft, ("int8",), "own folder"),
     ):
         ran = run("compress", pair.draft, place, "--form", *form)

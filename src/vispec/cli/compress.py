@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
+from vispec.cli import options as shared
 from vispec.cli.terminal import Screen, quiet_libraries
 
 DESCRIPTION = """\
@@ -24,8 +25,6 @@ examples:
 
 def add(verbs: argparse._SubParsersAction[Any]) -> None:
     """Declare the verb."""
-    from vispec.cli.options import add_trust
-
     parser = verbs.add_parser(
         "compress", help="make a draft smaller", description=DESCRIPTION, epilog=EXAMPLES
     )
@@ -33,29 +32,21 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("folder", help="where to write; is made where it does not exist")
     parser.add_argument("--form", required=True, choices=("int8", "low_rank"), help="what to write")
     parser.add_argument("--rank", type=int, default=0, metavar="R", help="of low_rank")
-    add_trust(parser)
+    shared.add_trust(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Read, compress, write, say how much smaller it is."""
     quiet_libraries()
-    from vispec.checkpoints.export import carry_licence, refuse_own_folder, write
-    from vispec.checkpoints.files import locate
-    from vispec.checkpoints.registry import plan_of, read
+    from vispec.checkpoints.export import carry_licence, write
     from vispec.drafts.compression import compress
-    from vispec.errors import VispecError
 
-    place, pickled = locate(options.draft, "draft"), options.allow_pickle
-    refuse_own_folder(place, options.folder)
-    facts = plan_of(place, options.draft, pickled=pickled).facts
-    draft = read(place, label=options.draft, pickled=pickled)
+    place, facts, draft = shared.rewritten(options)
     small = compress(draft, options.form, options.rank)
-    try:
+    with shared.written(options.folder):
         write(small, options.folder, **facts)
         carry_licence(place, options.folder)
-    except OSError as error:
-        raise VispecError(f"cannot write to '{options.folder}': {error}") from error
     before, after = (
         sum(p.numel() * p.element_size() for p in d.parameters()) for d in (draft, small)
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
+from vispec.cli import options as shared
 from vispec.cli.terminal import Screen, quiet_libraries
 from vispec.errors import VispecError
 
@@ -24,8 +25,6 @@ examples:
 
 def add(verbs: argparse._SubParsersAction[Any]) -> None:
     """Declare the verb."""
-    from vispec.cli.options import add_trust
-
     parser = verbs.add_parser(
         "export",
         help="write a draft for another engine",
@@ -44,33 +43,26 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--closest", action="store_true", help="leave out what the format cannot represent"
     )
-    add_trust(parser)
+    shared.add_trust(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Read, write, say what is missing."""
     quiet_libraries()
-    from vispec.checkpoints.export import carry_licence, export, refuse_own_folder
-    from vispec.checkpoints.files import locate
-    from vispec.checkpoints.registry import plan_of, read
+    from vispec.checkpoints.export import carry_licence, export
 
-    place, pickled = locate(options.draft, "draft"), options.allow_pickle
-    refuse_own_folder(place, options.folder)
-    facts = plan_of(place, options.draft, pickled=pickled).facts
-    draft = read(place, label=options.draft, pickled=pickled)
+    place, facts, draft = shared.rewritten(options)
     extra = {**facts, **({"target": options.target} if options.target else {})}
     if options.format == "speculators":
         if "target" not in extra:
             raise VispecError("the speculators format names the draft's target: give --target")
         extra["target_architectures"] = architectures(extra["target"])
     if options.target:
-        refuse_misfits(options, pickled)
-    try:
+        refuse_misfits(options)
+    with shared.written(options.folder):
         left = export(draft, options.folder, options.format, closest=options.closest, **extra)
         terms = carry_licence(place, options.folder)
-    except OSError as error:
-        raise VispecError(f"cannot write to '{options.folder}': {error}") from error
     screen = Screen()
     screen.put(Text(f"wrote {options.folder} in the {options.format} format"))
     if terms:
@@ -80,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def refuse_misfits(options: argparse.Namespace, pickled: bool) -> None:
+def refuse_misfits(options: argparse.Namespace) -> None:
     """Raise what differs between the draft and its target, where that is within reach."""
     from vispec.checkpoints.files import locate, read_config
     from vispec.checkpoints.summary import mismatches
@@ -90,7 +82,7 @@ def refuse_misfits(options: argparse.Namespace, pickled: bool) -> None:
         read_config(locate(options.target))
     except CheckpointError:
         return
-    misfits = mismatches(options.draft, options.target, pickled=pickled)
+    misfits = mismatches(options.draft, options.target, pickled=options.allow_pickle)
     if misfits:
         raise DraftMismatchError(options.draft, options.target, misfits)
 

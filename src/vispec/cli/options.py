@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,15 +120,29 @@ def need_training() -> None:
 
 
 @contextmanager
-def kept(folder: Path) -> Iterator[None]:
-    """Say of a full disk, or another that cannot be written to, that nothing is lost."""
+def written(folder: Path | str, more: str = "") -> Iterator[None]:
+    """Say of a full disk, or another that cannot be written to, which folder it is about."""
     try:
         yield
     except OSError as error:
-        raise VispecError(
-            f"'{folder}' cannot be written to: {error}. What was finished is kept; the same command"
-            " goes on from there"
-        ) from error
+        raise VispecError(f"'{folder}' cannot be written to: {error}{more}") from error
+
+
+def kept(folder: Path) -> AbstractContextManager[None]:
+    """The same, of work that goes on: nothing is lost."""
+    return written(folder, ". What was finished is kept; the same command goes on from there")
+
+
+def rewritten(options: argparse.Namespace) -> tuple[str, Mapping[str, Any], Any]:
+    """Where `options.draft` is, what else its files say, and itself, to be written elsewhere."""
+    from vispec.checkpoints.export import refuse_own_folder
+    from vispec.checkpoints.files import locate
+    from vispec.checkpoints.registry import plan_of, read
+
+    place, pickled = locate(options.draft, "draft"), options.allow_pickle
+    refuse_own_folder(place, options.folder)
+    facts = plan_of(place, options.draft, pickled=pickled).facts
+    return place, facts, read(place, label=options.draft, pickled=pickled)
 
 
 def draft_name(options: argparse.Namespace) -> str | None:

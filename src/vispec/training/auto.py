@@ -9,15 +9,13 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from accelerate import PartialState
-
 from vispec.decoding.engine import Engine
 from vispec.decoding.planner import speeds
 from vispec.errors import SettingsError
 from vispec.loading_drafts import load_draft
 from vispec.loading_targets import load_target
 from vispec.runs import claim
-from vispec.training.pipeline import HELDOUT, train
+from vispec.training.pipeline import HELDOUT, process_and_device, train
 from vispec.training.questions import questions
 from vispec.training.recipe import DraftRecipe, Recipe
 
@@ -61,22 +59,22 @@ def choose(
         replace(stage, minutes=each * (stage.minutes or stage.steps) / whole, steps=0, patience=0)
         for stage in recipe.stages
     ]
-    state, path = PartialState(cpu=device == "cpu"), folder / "auto.json"
+    (state, place), path = process_and_device(device), folder / "auto.json"
     with state.main_process_first():
         claim(folder, {"candidates": [asdict(one) for one in recipe.candidates]}, "candidates.json")
     folders = []
     for number, draft in enumerate(recipe.candidates):
-        place = folder / "candidates" / str(number)
+        own = folder / "candidates" / str(number)
         brief = replace(recipe, draft=draft, stages=stages)
-        train(brief, place, command=command, device=device, cache=cache or folder)
-        folders.append(place / "draft")
+        train(brief, own, command=command, device=device, cache=cache or folder)
+        folders.append(own / "draft")
     # One process decides for all, and once.
     if state.is_main_process and not path.exists():
         asked = questions(recipe.data[HELDOUT], HELDOUT)[:ASKED]
-        target = load_target(recipe.target, device=state.device if device == "auto" else device)
+        target = load_target(recipe.target, device=place)
         engines = []
-        for place in folders:
-            loaded, tree = load_draft(place, target)
+        for trained in folders:
+            loaded, tree = load_draft(trained, target)
             engines.append(Engine(target, loaded, tree=tree))
         requests = [q.request(recipe.max_new_tokens, seed) for seed, q in enumerate(asked)]
         found = speeds(engines, requests, rounds=1)

@@ -81,9 +81,8 @@ def train(
         VispecError: for anything wrong with the recipe, its data or its target.
     """
     asked = {name: questions(source, name) for name, source in recipe.data.items()}
-    # Of several processes each has a device of its own.
-    state = PartialState(cpu=device == "cpu")
-    target = load_target(recipe.target, device=state.device if device == "auto" else device)
+    state, place = process_and_device(device)
+    target = load_target(recipe.target, device=place)
     cache = cache or folder
     with state.main_process_first():
         claim(cache, _claimed(recipe, asked), "cache.json")
@@ -112,6 +111,12 @@ def train(
         finish(draft, recipe, folder, found, origin, answers, tree)
     state.wait_for_everyone()
     return found
+
+
+def process_and_device(device: str) -> tuple[PartialState, Any]:
+    """Of several processes each has a device of its own, unless it is told which."""
+    state = PartialState(cpu=device == "cpu")
+    return state, state.device if device == "auto" else device
 
 
 def gather(
