@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from vispec.errors import SettingsError
+from vispec.training import losses
 from vispec.training.questions import Source
 from vispec.training.recipe import RECIPES, read_recipe, recipe
 
@@ -132,10 +133,20 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path, text: str | None) -> No
         read_recipe(file)
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
-def test_recipes_that_come_along_are_right(path: Path) -> None:
-    found = read_recipe(path)
-    assert [stage.name for stage in found.stages] == ["text", "multimodal"]
+COME_ALONG = sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+@pytest.mark.parametrize("name", COME_ALONG)
+def test_recipes_that_come_along_have_the_papers_stages(name: str) -> None:
+    text, multimodal = read_recipe(RECIPES / f"{name}.toml").stages
+    assert (text.name, text.losses) == ("text", losses.TEXT_STAGE)
+    assert (multimodal.name, multimodal.losses) == ("multimodal", losses.MULTIMODAL_STAGE)
+    assert (text.self_fed, multimodal.self_fed) == (0, 1)
+
+
+@pytest.mark.parametrize("name", [name for name in COME_ALONG if name != "embedded"])
+def test_recipes_of_published_targets_are_right(name: str) -> None:
+    found = read_recipe(RECIPES / f"{name}.toml")
     for source in found.data.values():
         assert source.first + source.limit <= ROWS[source.path, source.config]
     for stage in found.stages:
