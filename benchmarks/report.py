@@ -272,7 +272,7 @@ def sections() -> dict[str, dict[str, str]]:
         if result is not None:
             late = of_another_pair(result)
             for mark, part in parts.items():
-                found["README.md"][mark] = part(result) + late * (mark != "conditions")
+                found["README.md"][mark] = part(result) + late
     for mark, text in drafts_report.sections(RESULTS).items():
         found["docs/drafts.md"][mark] = text
     return found
@@ -288,11 +288,13 @@ def of_another_pair(result: dict[str, Any]) -> str:
     changed = [
         name
         for name, mark in result.get("weights", {}).items()
-        if fingerprint(folders[name]) != mark
+        if name in folders and fingerprint(folders[name]) != mark
     ]
     if not changed:
         return ""
-    return f"\n\n*Measured before the shipped weights were trained further ({', '.join(changed)}).*"
+    return (
+        f"\n\n*Measured with other weights than those that are shipped now ({', '.join(changed)}).*"
+    )
 
 
 def written(page: str, parts: dict[str, str]) -> str:

@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from vispec.errors import VispecError
+from vispec.training import photos
 from vispec.training.conversations import IGNORED, Batch
 from vispec.training.image_cache import ImageCache
 from vispec.training.pretrain import (
@@ -104,6 +106,36 @@ def test_normalising_equals_the_processor() -> None:
     torch.testing.assert_close(normalise(image[None]), wanted, atol=1e-5, rtol=1e-5)
 
 
+def test_workers_draw_the_same_cache(two_photo_sets: Path) -> None:
+    pictures = photos.load(two_photo_sets, "flickr8k", "train")[:3]
+    for name, workers in (("alone", 0), ("two", 2)):
+        ImageCache.build(two_photo_sets / name, range(40), pictures, workers=workers)
+    files = sorted(path.name for path in (two_photo_sets / "alone").iterdir())
+    assert len(files) > 5
+    for name in files:
+        one, two = ((two_photo_sets / kind / name).read_bytes() for kind in ("alone", "two"))
+        assert one == two, name
+
+
+@pytest.mark.parametrize("share", [0.3, 0.51])
+def test_an_epoch_has_its_share_of_photographs(two_photo_sets: Path, share: float) -> None:
+    pictures = photos.load(two_photo_sets, "flickr8k", "train")[:2]
+    cache = ImageCache.build(two_photo_sets / "cache", range(20), pictures)
+    rows = embedded_target.rows_of_an_epoch(cache, share)
+    assert set(rows) == set(range(22))
+    assert [rows.count(row) for row in range(20)] == [1] * 20
+    assert sum(row >= 20 for row in rows) / len(rows) == pytest.approx(share, abs=0.02)
+
+
+def test_mixing_moves_every_weight_its_share_of_the_way() -> None:
+    model, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    embedded_target.mix(model, other, 0.25)
+    for name, value in model.state_dict().items():
+        wanted = 0.75 * before[name] + 0.25 * other.state_dict()[name]
+        torch.testing.assert_close(value, wanted)
+
+
 def test_a_cache_gives_back_what_was_rendered(tmp_path: Path) -> None:
     built = ImageCache.build(tmp_path, [3, 8])
     again = ImageCache.open(tmp_path)
@@ -169,13 +201,30 @@ def test_a_model_is_trained_on_with_its_own_tokenizer(tmp_path: Path) -> None:
     assert any(not torch.equal(first[name], further[name]) for name in first)
     for name, weights in first.items():
         torch.testing.assert_close(further[name], weights, atol=0.02, rtol=0.05)
+    # Made by other processes, batches are the same; half of the way back lies in between.
+    again = ("--scenes", "16", "--seed", "2", "--start", str(tmp_path / "first"))
+    same = run("same", *again, "--workers", "2")
+    half = run("half", *again, "--keep", "0.5")
+    for name, weights in first.items():
+        assert torch.equal(same[name], further[name]), name
+        torch.testing.assert_close(half[name], (weights + further[name]) / 2, atol=1e-3, rtol=1e-2)
+    with pytest.raises(VispecError, match="another run: rate"):
+        run("further", *again, "--rate", "1e-5")
 
 
 def test_what_cannot_be_trained_on_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        embedded_target.main([
-            "--data", "none", "--work", "none", "--out", "none", "--start", str(tmp_path)
-        ])  # fmt: skip
-    assert str(tmp_path) in capsys.readouterr().err
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "tokenizer.json").touch()
+    for more, words in (
+        (["--start", str(tmp_path)], str(tmp_path)),
+        (["--keep", "0.3"], "give --start"),
+        (["--rate", "1e-4"], "give --start"),
+        (["--start", str(model), "--keep", "1"], "--keep 1.0 is no share"),
+        (["--start", str(model), "--out", str(model)], "give another"),
+    ):
+        with pytest.raises(SystemExit):
+            embedded_target.main(["--data", "none", "--work", "none", "--out", "none", *more])
+        assert words in capsys.readouterr().err

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ import talking
 import tiny
 import vispec
 from drafts.test_reading import ADAPTERS
+from vispec.decoding import planner
 from vispec.drafts import Eagle3Draft, EagleDraft
 from vispec.drafts.medusa import MedusaDraft
 from vispec.errors import SettingsError, VispecError
 from vispec.training import auto, pipeline
+from vispec.training.distill import Question
 from vispec.training.recipe import DraftRecipe, Recipe, recipe
 
 
@@ -83,8 +85,10 @@ KINDS: dict[str, tuple[dict[str, Any], type]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_draft_is_trained_and_used(
-    target: Path, asked: Path, tmp_path: Path, kind: str
+    target: Path, asked: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The real ones, the deepest of which is deeper than any draft here was trained for.
+    monkeypatch.setattr(pipeline, "TREES", planner.TREES)
     draft, network = KINDS[kind]
     found = pipeline.train(wanted(target, asked, **draft), tmp_path, command="vispec train x")
     engine = vispec.load(target, tmp_path / "draft", dtype=torch.float64)
@@ -94,6 +98,7 @@ def test_every_kind_of_draft_is_trained_and_used(
     assert engine.generate("the cat", picture, max_new_tokens=12).token_ids == plain.token_ids
     assert found["acceptance_length"] >= 1
     assert engine.tree in pipeline.TREES
+    assert json.loads((tmp_path / "tree.json").read_text()) == asdict(engine.tree)
     stated = json.loads((tmp_path / "draft" / "provenance.json").read_text())
     assert stated["command"] == "vispec train x"
     assert stated["answers"] == {"text": 6, "shown": 6, "heldout": 6}
@@ -104,6 +109,31 @@ def test_every_kind_of_draft_is_trained_and_used(
     for stage in ("one", "two"):
         lines = (tmp_path / "stages" / stage / "log.jsonl").read_text().splitlines()
         assert "heldout_acceptance_length" in json.loads(lines[-1])
+
+
+def test_trees_are_timed_on_questions_that_were_learnt_from_greedily_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    best = pipeline.TREES[1]
+
+    def fastest(engine: Any, trees: Any, requests: Any, rounds: int) -> Any:
+        asked.append(requests)
+        assert engine(best).tree == best
+        return best
+
+    monkeypatch.setattr(pipeline, "fastest_tree", fastest)
+    groups = [[Question(f"{g}{i}", f"{g} {i}", temperature=1.0) for i in range(n)]
+              for g, n in (("many", 100), ("few", 3))]  # fmt: skip
+    for _ in range(2):
+        found = pipeline.chosen_tree(
+            tiny.draft(queries=None), tiny.target(), groups, 7, tmp_path / "tree.json"
+        )
+        assert found == best
+    (requests,) = asked
+    prompts = [request.prompt for request in requests]
+    assert prompts == ["many 0", "many 25", "many 50", "many 75", "few 0", "few 1", "few 2"]
+    assert {(r.sampling.temperature, r.sampling.max_new_tokens) for r in requests} == {(0.0, 7)}
 
 
 @pytest.mark.slow

@@ -182,6 +182,8 @@ def test_a_row_of_a_dataset_may_have_several_pictures(monkeypatch: pytest.Monkey
 
 def test_what_holds_no_questions_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
+    with pytest.raises(SettingsError, match="there is no file"):
+        questions(Source(str(tmp_path / "none.jsonl")), "x")
     with pytest.raises(SettingsError, match="holds no questions"):
         questions(Source(str(tmp_path)), "x")
     file = tmp_path / "a.jsonl"

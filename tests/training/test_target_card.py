@@ -47,8 +47,19 @@ def test_the_card_has_the_numbers(work: Path) -> None:
     assert "research use only" in text.lower()
 
 
+def test_further_training_is_called_as_it_is_asked(work: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "further"
+    other.mkdir(parents=True)
+    line = {"step": 5, "elapsed_s": 120.0, "heldout_vqa": 0.25}
+    (other / "log.jsonl").write_text(json.dumps(line) + "\n")
+    report = {"quality": [], "samples": []}
+    text = target_card.card(MODEL, work, report, 21, 5, further={"on a GPU": other.parent})
+    assert "* grown: 30 steps in 3.0 minutes\n* on a GPU: 5 steps in 2.0 minutes\n" in text
+    assert "| on a GPU | 5 | 2 | 0.250 | – | – | – |" in text
+
+
 def test_the_curve_keeps_the_last_point_of_every_phase(work: Path) -> None:
-    rows = target_card.curve(work, points=5).splitlines()[2:]
+    rows = target_card.curve(work, {}, points=5).splitlines()[2:]
     joined = [row for row in rows if "joined" in row]
     assert 3 <= len(joined) <= 5
     assert joined[-1] == "| joined | 400 | 40 | 0.025 | – | 0.050 | – |"

@@ -234,7 +234,7 @@ class ImageBatches:
         self.words = {row: self._answer_words(row) for row in photos}
         self.placed = {row: self._is_placed(row) for row in photos}
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
-        self._encoded = lru_cache(maxsize=None)(self._encode)
+        self._encoded = lru_cache(maxsize=65536)(self._encode)
 
     def __call__(self, step: int) -> Batch:
         rng = np.random.default_rng((self.seed, 7, step))

@@ -64,14 +64,17 @@ class MedusaStage(nn.Module):
         guesses = self.draft(hidden[rows], self._beside.head).float()
         total, found = hidden.new_zeros(()), torch.zeros(2, heads, device=hidden.device)
         scale = sum(self.decay**k for k in range(heads))
+        # The block and what is said behind it.
+        first, last = int(rows[0]), int(rows[-1])
+        with torch.no_grad():
+            true = target.logits(hidden[first : last + heads + 1].to(target.dtype)).float()
         for k in range(1, heads + 1):
             deep = left[rows] >= k
             count = int(deep.sum())
             if not count:
                 continue
             # What is said `k` places behind is what the target thinks `k` positions further on.
-            with torch.no_grad():
-                wanted = target.logits(hidden[rows[deep] + k].to(target.dtype)).float()
+            wanted = true[rows[deep] - first + k]
             logits = guesses[deep, k - 1]
             nothing = logits.new_zeros(count, 1)
             share = self.decay ** (k - 1) / scale * count / len(rows)

@@ -6,6 +6,7 @@ Everything lies in one folder and goes on where it was interrupted::
     features/<layers>/<source>/   what it saw, unless features are online
     stages/<name>/      checkpoints, log.jsonl, and for tensorboard
     draft/              the draft, with a model card and provenance.json
+    tree.json           the tree that was fastest
     curves.png          losses and held-out acceptance
 """
 
@@ -17,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from torch import nn
 from torch.utils.data import ConcatDataset
 
 from vispec.adapters import settings_of
+from vispec.checkpoints.files import fingerprint, locate
 from vispec.checkpoints.registry import read
 from vispec.decoding.engine import Engine
 from vispec.decoding.planner import TREES, fastest_tree
@@ -51,7 +54,7 @@ from vispec.training.recipe import DraftRecipe, Recipe, StageRecipe
 from vispec.training.trainer import Settings, Trainer
 
 HELDOUT = "heldout"
-ASKED, LONGEST = 12, 128
+ASKED, LONGEST = 8, 64
 """Questions that trees are timed on, and tokens of their answers."""
 NETWORKS = {"eagle": EagleDraft, "eagle3": Eagle3Draft, "medusa": MedusaDraft}
 
@@ -103,11 +106,13 @@ def train(
     draft.to(torch.bfloat16).to(torch.float32).eval().requires_grad_(False)
     found = judged(draft, target, heldout)
     if state.is_main_process:
+        # Whatever happens while trees are timed, there is a draft.
+        finish(draft, recipe, folder, found, origin, answers)
         learnt = [
             [question for question in asked[name] if question.key in answers[name]]
             for name in recipe.stages[-1].data
         ]
-        tree = choose_tree(draft, target, learnt, recipe.max_new_tokens)
+        tree = chosen_tree(draft, target, learnt, recipe.max_new_tokens, folder / "tree.json")
         finish(draft, recipe, folder, found, origin, answers, tree)
     state.wait_for_everyone()
     return found
@@ -115,7 +120,8 @@ def train(
 
 def process_and_device(device: str) -> tuple[PartialState, Any]:
     """Of several processes each has a device of its own, unless it is told which."""
-    state = PartialState(cpu=device == "cpu")
+    # One process may answer and measure for long while the others wait.
+    state = PartialState(cpu=device == "cpu", timeout=timedelta(days=7))
     return state, state.device if device == "auto" else device
 
 
@@ -317,17 +323,29 @@ def judged(draft: Any, target: Target, samples: Sequence[Sample]) -> dict[str, f
     return {k: v for k, v in found.items() if k not in ("cycles", "said")}
 
 
-def choose_tree(
-    draft: Any, target: Target, learnt: Sequence[Sequence[Question]], max_new_tokens: int
+def chosen_tree(
+    draft: Any,
+    target: Target,
+    learnt: Sequence[Sequence[Question]],
+    max_new_tokens: int,
+    path: Path,
 ) -> TreeShape:
-    """The tree that decodes fastest on this machine, on some of the questions learnt from."""
+    """The tree that decodes fastest on this machine, on some of the questions learnt from.
+
+    Args:
+        path: of a file that keeps it; what was chosen is not chosen again.
+    """
+    if path.exists():
+        return TreeShape(**json.loads(path.read_text()))
     each = -(-ASKED // len(learnt))
     some = [q for group in learnt for q in group[:: -(-len(group) // each)]]
     longest = min(max_new_tokens, LONGEST)
     requests = [replace(question, temperature=0.0).request(longest, 0) for question in some]
     print(f"choosing the fastest of {len(TREES)} trees on {len(requests)} questions", flush=True)
     own = copy.deepcopy(draft).to(target.dtype)
-    return fastest_tree(lambda shape: Engine(target, own, tree=shape), TREES, requests, rounds=1)
+    best = fastest_tree(lambda shape: Engine(target, own, tree=shape), TREES, requests, rounds=1)
+    path.write_text(json.dumps(asdict(best)) + "\n")
+    return best
 
 
 def finish(
@@ -337,7 +355,7 @@ def finish(
     found: Mapping[str, float],
     origin: Mapping[str, Any],
     answers: Mapping[str, Answers],
-    tree: TreeShape,
+    tree: TreeShape | None = None,
 ) -> None:
     """Write the draft, its card, where it comes from, and the curves."""
     counts = {name: len(one) for name, one in answers.items()}
@@ -358,10 +376,10 @@ def finish(
         + (f" Skipped: {skipped}." if skipped else ""),
         recipe=f"{stages}\n\nSeed {recipe.seed}.",
         acceptance={"held out, greedy chain": found["acceptance_length"]},
-        tree=asdict(tree),
+        tree=None if tree is None else asdict(tree),
     )
     out = folder / "draft"
-    save_pretrained(draft.to(torch.bfloat16), out, card)
+    save_pretrained(copy.deepcopy(draft).to(torch.bfloat16), out, card)
     facts = {
         "answers": counts,
         "skipped": skipped,
@@ -373,8 +391,10 @@ def finish(
 
 def _claimed(recipe: Recipe, asked: Mapping[str, Sequence[Question]]) -> dict[str, Any]:
     """What a folder's answers and features depend on."""
+    place = Path(locate(recipe.target))
     return {
         "target": recipe.target,
+        "weights": fingerprint(place) if place.is_dir() else "",
         "features": recipe.features,
         "max_new_tokens": recipe.max_new_tokens,
         "questions": {name: digest(group, recipe.max_new_tokens) for name, group in asked.items()},

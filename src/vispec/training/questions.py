@@ -107,6 +107,10 @@ def questions(source: Source, name: str) -> list[Question]:
 def _rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows that are wanted and what names each, pictures as paths or as what opens them."""
     path = Path(source.path)
+    if path.suffix == ".jsonl" and not path.exists():
+        raise SettingsError(
+            f"there is no file {source.path!r}", "Paths are from the recipe's folder, or from here."
+        )
     if not path.exists():
         return _dataset(source)
     files = [path] if path.is_file() else sorted(path.glob("*.jsonl"))

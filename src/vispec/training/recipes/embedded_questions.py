@@ -63,7 +63,8 @@ def write(asked: Mapping[str, Sequence[Question]], out: Path) -> None:
                     "prompt": question.prompt,
                     "temperature": question.temperature,
                 }
-                for picture in question.shown():
+                if question.images:
+                    (picture,) = question.shown()
                     assert isinstance(picture, Image.Image)
                     path = pictures / f"{question.key}.png"
                     picture.save(path, compress_level=1)
@@ -142,7 +143,7 @@ def groups(
     others = scene_questions(timed * 3 // 4, "heldout", 9_500_000, (0.0,))
     # There are fewer photographs than questions about them.
     judged = {picture_of(one.key) for one in unseen}
-    pictures = photo_questions(data, 1000 * min(1, timed), "heldout", (0.0,))
+    pictures = photo_questions(data, 1000, "heldout", (0.0,)) if timed else []
     others += [one for one in pictures if picture_of(one.key) not in judged][: timed // 4]
     return {
         "heldout": unseen,

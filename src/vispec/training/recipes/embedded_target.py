@@ -46,6 +46,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from vispec.checkpoints.files import fingerprint
+from vispec.runs import claim
 from vispec.training import photos, scenes
 from vispec.training.ahead import Ahead
 from vispec.training.conversations import Encoder, ImageBatches, TextBatches
@@ -96,8 +98,8 @@ class Plan:
     shape: TargetShape
     growth: int
     start: Path | None = None
-    further_rate: float = RATES[FURTHER]
-    kept: float = 0.0
+    rate: float = RATES[FURTHER]
+    keep: float = 0.0
     device: str = "cpu"
     workers: int = 0
     compiled: bool = False
@@ -107,7 +109,7 @@ class Plan:
         seconds = None if self.phase_steps else self.minutes * 60 * PHASES.get(phase, 1.0)
         return Settings(
             self.work / phase,
-            self.further_rate if phase == FURTHER else RATES[phase],
+            self.rate if phase == FURTHER else RATES[phase],
             # The grown phase goes on where the one before it ends.
             final_rate=RATES["grown"] / RATES[phase] if phase == "joined" else 0.05,
             budget_s=seconds,
@@ -173,10 +175,10 @@ def scene_seeds(part: str, count: int) -> list[int]:
     return list(islice(scenes.seeds(part), count))
 
 
-def _rows(cache: ImageCache, photos: float) -> list[int]:
-    """Rows of an epoch: each scene once, and each photograph as often as makes their share."""
-    scenes = sum(source == "scene" for source in cache.sources)
-    turns = photos / (1 - photos) * scenes / max(1, len(cache) - scenes)
+def rows_of_an_epoch(cache: ImageCache, share: float) -> list[int]:
+    """Each scene once, and each photograph as often as comes closest to their share."""
+    drawn = sum(source == "scene" for source in cache.sources)
+    turns = share / (1 - share) * drawn / max(1, len(cache) - drawn)
     return [
         row
         for row, source in enumerate(cache.sources)
@@ -197,6 +199,8 @@ def train(plan: Plan, corpus: Corpus) -> LlavaForConditionalGeneration:
     """Run the phases that are not finished yet and write the model; returns it."""
     if plan.start:
         phase, seed = FURTHER, plan.seed + 2
+        facts = {"start": fingerprint(plan.start), "rate": plan.rate, "seed": plan.seed}
+        claim(plan.work, {**facts, "batch": plan.batch, "scenes": plan.scene_count})
         model = LlavaForConditionalGeneration.from_pretrained(plan.start, dtype=torch.float32)
     else:
         phase, seed = "grown", plan.seed + 1
@@ -207,9 +211,9 @@ def train(plan: Plan, corpus: Corpus) -> LlavaForConditionalGeneration:
     if plan.compiled:
         compile_layers(model)
     learn_all(plan, corpus, phase, model, seed, lambda m: m)
-    if plan.start and plan.kept:
+    if plan.start and plan.keep:
         begun = LlavaForConditionalGeneration.from_pretrained(plan.start, dtype=torch.float32)
-        mix(model, begun, plan.kept)
+        mix(model, begun, plan.keep)
     write(model, corpus.processor, plan.out)
     return model
 
@@ -218,9 +222,9 @@ def train(plan: Plan, corpus: Corpus) -> LlavaForConditionalGeneration:
 def mix(model: nn.Module, other: nn.Module, share: float) -> None:
     """Move every weight of ``model`` towards ``other``'s by a share of the way.
 
-    Between a model and what it became by more training, both of what they are good at is had at
-    little loss (WiSE-FT, arXiv 2109.01903): here, what the one had not yet learnt of scenes, and
-    the other had learnt too well of photographs.
+    Between a model and what it became by more training lies one that does nearly as well as either
+    where that one does better (WiSE-FT, arXiv 2109.01903): of scenes it knows what the second has
+    learnt, and photographs it has not learnt by heart as that one has.
     """
     for weight, towards in zip(model.parameters(), other.parameters(), strict=True):
         weight.lerp_(towards.to(weight), share)
@@ -280,7 +284,7 @@ def train_shallow(plan: Plan, corpus: Corpus) -> LlavaForConditionalGeneration:
     model.requires_grad_(True)
 
     torch.manual_seed(plan.seed)
-    everything = _rows(corpus.train, PHOTOS["joined"])
+    everything = rows_of_an_epoch(corpus.train, PHOTOS["joined"])
     shown = np.random.default_rng(plan.seed).choice(everything, min(64, len(everything)))
     sample = torch.from_numpy(corpus.train.pixels[np.sort(shown)])
     calibrate_projector(model, sample.to(plan.device))
@@ -297,7 +301,7 @@ def learn_all(
     finished: Callable[[LlavaForConditionalGeneration], LlavaForConditionalGeneration],
 ) -> None:
     """Train all of a model for one phase; ``finished`` makes what every checkpoint writes."""
-    rows = _rows(corpus.train, PHOTOS[phase])
+    rows = rows_of_an_epoch(corpus.train, PHOTOS[phase])
     batches = ImageBatches(corpus.encoder, corpus.train, rows, plan.batch, LONGEST, seed)
     Trainer(
         model,
@@ -397,7 +401,7 @@ def _parse(arguments: Sequence[str] | None) -> Plan:
         "--work",
         type=Path,
         required=True,
-        help="folder for the image cache (8 GB), checkpoints and logs",
+        help="folder for the image cache (8 GB for 40000 scenes), checkpoints and logs",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder that receives the model")
     parser.add_argument("--minutes", type=float, default=126, help="time to train for (126)")
@@ -410,7 +414,6 @@ def _parse(arguments: Sequence[str] | None) -> Plan:
     parser.add_argument(
         "--rate",
         type=float,
-        default=RATES[FURTHER],
         help=f"peak learning rate with --start ({RATES[FURTHER]:g})",
     )
     parser.add_argument(
@@ -447,6 +450,10 @@ def _parse(arguments: Sequence[str] | None) -> Plan:
     given = parser.parse_args(arguments)
     if given.start and not (given.start / "tokenizer.json").is_file():
         parser.error(f"--start {given.start}: no folder of a model that this recipe wrote")
+    if given.start and given.out.resolve() == given.start.resolve():
+        parser.error("--out is --start, whose weights are needed until the end: give another")
+    if not given.start and (given.keep or given.rate is not None):
+        parser.error("--rate and --keep are of a model that is trained on: give --start")
     if not 0 <= given.keep < 1:
         parser.error(f"--keep {given.keep} is no share from 0 up to 1")
     torch.set_num_threads(given.threads)
@@ -466,8 +473,8 @@ def _parse(arguments: Sequence[str] | None) -> Plan:
         shape,
         growth=2 if given.toy else 4,
         start=given.start,
-        further_rate=given.rate,
-        kept=given.keep,
+        rate=RATES[FURTHER] if given.rate is None else given.rate,
+        keep=given.keep,
         device=given.device,
         workers=given.workers,
         compiled=given.compile and not given.toy,

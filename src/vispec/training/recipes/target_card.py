@@ -1,6 +1,7 @@
 """The model card of a trained target, from what its training and its evaluation wrote.
 
-    python -m vispec.training.recipes.target_card --model DIR --work DIR --quality FILE
+    python -m vispec.training.recipes.target_card --model DIR --work DIR --quality FILE \\
+        --further NAME=DIR NAME=DIR
 
 `FILE` is what `vispec.evaluation.embedded` wrote about the model.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--model", type=Path, required=True, help="folder of the trained target")
     parser.add_argument("--work", type=Path, required=True, help="work folder of its training")
+    parser.add_argument(
+        "--further",
+        nargs="*",
+        default=[],
+        metavar="NAME=DIR",
+        help="work folders in which it was trained on, in order, and what to call them",
+    )
     parser.add_argument("--quality", type=Path, required=True, help="its evaluation, as JSON")
     parser.add_argument("--fonts", type=int, default=29, help="fonts its scenes were drawn in (29)")
     parser.add_argument("--seed", type=int, default=SEED, help=f"of its training ({SEED})")
@@ -89,13 +97,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report = json.loads(given.quality.read_text())
     (given.model / "README.md").write_text(
         card(
-            given.model, given.work, report, given.fonts, given.seed, given.note.read_text().strip()
+            given.model,
+            given.work,
+            report,
+            given.fonts,
+            given.seed,
+            given.note.read_text().strip(),
+            {name: Path(place) for name, _, place in (one.partition("=") for one in given.further)},
         )
     )
 
 
 def card(
-    model: Path, work: Path, report: dict[str, Any], fonts: int, seed: int, note: str = ""
+    model: Path,
+    work: Path,
+    report: dict[str, Any],
+    fonts: int,
+    seed: int,
+    note: str = "",
+    further: Mapping[str, Path] | None = None,
 ) -> str:
     """The text of the card."""
     config = read_config(str(model))
@@ -105,6 +125,11 @@ def card(
         f"* *{s['task']}* {s['question']}\n  * true: {s['true']}\n  * said: {s['said']}"
         for s in report["samples"]
     ]
+    lines = [training_of(work, PHASES)]
+    lines += [
+        training_of(place, [FURTHER]).replace(f"* {FURTHER}:", f"* {name}:")
+        for name, place in (further or {}).items()
+    ]
     return CARD.format(
         parameters=sum(sizes) / 1e6,
         tower=tower["num_hidden_layers"],
@@ -112,26 +137,28 @@ def card(
         width=text["hidden_size"],
         visual=config["image_seq_length"],
         fonts=fonts,
-        training=training_of(work, (*PHASES, FURTHER)),
+        training="\n".join(lines),
         seed=seed,
         batch=BATCH,
         rates=", ".join(f"{rate:.2g} ({phase})" for phase, rate in RATES.items()),
         note=f" {note}" if note else "",
-        curve=curve(work),
+        curve=curve(work, further or {}),
         quality=quality(report["quality"]),
         samples="\n".join(shown),
     )
 
 
-def curve(work: Path, points: int = 12) -> str:
+def curve(work: Path, further: Mapping[str, Path], points: int = 12) -> str:
     """A table of held-out losses over the phases that judge answers, at most `points` rows each."""
     tasks = ("vqa", "caption", "read", "photo")
     rows = []
-    for phase in PHOTOS:
-        for line in judged(work, phase, "heldout_vqa", points):
+    phases = [(phase, work, phase) for phase in PHOTOS if phase != FURTHER]
+    phases += [(name, place, FURTHER) for name, place in further.items()]
+    for name, place, phase in phases:
+        for line in judged(place, phase, "heldout_vqa", points):
             losses = [line.get(f"heldout_{task}") for task in tasks]
             shown = ["–" if loss is None else f"{loss:.3f}" for loss in losses]
-            rows.append((phase, line["step"], f"{line['elapsed_s'] / 60:.0f}", *shown))
+            rows.append((name, line["step"], f"{line['elapsed_s'] / 60:.0f}", *shown))
     return table(("phase", "step", "minutes", *tasks), rows)
 
 
