@@ -49,7 +49,7 @@ from vispec.loading_targets import load_target
 from vispec.training import pipeline
 from vispec.training.curves import read_log
 from vispec.training.distill import Question, distill, read_answers
-from vispec.training.drafts import frequent, new_draft
+from vispec.training.drafts import new_draft
 from vispec.training.features import Sample, Store, collect
 from vispec.training.questions import Source, questions
 from vispec.training.recipe import RECIPES, DraftRecipe, Recipe, StageRecipe, read_recipe
@@ -269,9 +269,8 @@ def train_arm(
         return
     token_map = None
     if arm.draft.vocabulary:
-        learnt = [read_answers(options.work / "answers" / n) for n in ("text", "multimodal")]
-        said = (answer.token_ids for answers in learnt for answer in answers.values())
-        token_map = frequent(said, arm.draft.vocabulary, target.vocab_size)
+        answers = {name: read_answers(options.work / "answers" / name) for name in GROUPS}
+        token_map = pipeline.learnt_tokens(answers, arm.draft.vocabulary, target)
     draft: Any = new_draft(target, arm.draft, seed=seed, token_map=token_map).float()
     if arm.start:
         begun: Any = read(until(arm_folder(options, arm.start, seed) / "draft")).float()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -133,14 +136,32 @@ def test_the_loss_is_the_mean_over_all_chains(
 def test_blocks_of_logits_give_what_all_of_them_do(
     network: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    batch = samples(D if network == "eagle" else 3 * D)
+    same_in_blocks(
+        lambda: training.Stage(
+            made(network, "query").requires_grad_(True),
+            tiny.target(),
+            losses.MULTIMODAL_STAGE,
+            self_fed=2,
+            decay=0.7,
+        ),
+        batch,
+        rows * tiny.VOCAB,
+        monkeypatch,
+    )
+
+
+def same_in_blocks(
+    stage: Callable[[], Any], batch: Any, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss, numbers and gradients of a stage are the same where no more logits are kept."""
     found = []
-    for limit in (training.LOGITS, rows * tiny.VOCAB):
-        monkeypatch.setattr(training, "LOGITS", limit)
-        draft = made(network, "query").requires_grad_(True)
-        stage = training.Stage(draft, tiny.target(), losses.MULTIMODAL_STAGE, self_fed=2, decay=0.7)
-        loss, numbers = stage(samples(D if network == "eagle" else 3 * D))
+    for most in (training.LOGITS, limit):
+        monkeypatch.setattr(training, "LOGITS", most)
+        one = stage()
+        loss, numbers = one(batch)
         loss.backward()
-        found.append((loss.item(), numbers, [p.grad for p in draft.parameters()]))
+        found.append((loss.item(), numbers, [p.grad for p in one.draft.parameters()]))
     (loss, numbers, gradients), (other, others, others_gradients) = found
     assert other == pytest.approx(loss, rel=1e-6)
     assert others == pytest.approx(numbers)

@@ -8,10 +8,9 @@ import torch
 import talking
 import tiny
 from drafts.test_hybrid import medusa
-from training.test_draft import accepted, samples
+from training.test_draft import accepted, same_in_blocks, samples
 from vispec.decoding.engine import Engine
 from vispec.decoding.tree import TreeShape
-from vispec.training import draft as training
 from vispec.training import losses
 from vispec.training.distill import Answer, Question
 from vispec.training.features import Online
@@ -43,18 +42,12 @@ def test_the_loss_is_the_mean_over_heads_and_positions() -> None:
 def test_blocks_of_logits_give_what_all_of_them_do(
     rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
-    for limit in (training.LOGITS, 3 * rows * tiny.VOCAB):
-        monkeypatch.setattr(training, "LOGITS", limit)
-        draft = medusa().requires_grad_(True)
-        loss, numbers = MedusaStage(draft, tiny.target(), {"kl": 1.0})(samples())
-        loss.backward()
-        found.append((loss.item(), numbers, [p.grad for p in draft.parameters()]))
-    (loss, numbers, gradients), (other, others, others_gradients) = found
-    assert other == pytest.approx(loss, rel=1e-6)
-    assert others == pytest.approx(numbers)
-    for one, two in zip(gradients, others_gradients, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+    same_in_blocks(
+        lambda: MedusaStage(medusa().requires_grad_(True), tiny.target(), {"kl": 1.0}),
+        samples(),
+        3 * rows * tiny.VOCAB,
+        monkeypatch,
+    )
 
 
 def test_acceptance_without_decoding_is_that_of_decoding() -> None:

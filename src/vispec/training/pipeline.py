@@ -106,6 +106,7 @@ def train(
     draft.to(torch.bfloat16).to(torch.float32).eval().requires_grad_(False)
     found = judged(draft, target, heldout)
     if state.is_main_process:
+        draw(folder / "stages", [stage.name for stage in recipe.stages], folder / "curves.png")
         # Whatever happens while trees are timed, there is a draft.
         finish(draft, recipe, folder, found, origin, answers)
         learnt = [
@@ -160,11 +161,16 @@ def begin(target: Target, recipe: Recipe, answers: Mapping[str, Answers], init: 
         share_embedding(draft, target)
     else:
         if wanted.vocabulary:
-            told = [found for name, found in answers.items() if name != HELDOUT]
-            said = (a.token_ids for found in told for a in found.values())
-            token_map = frequent(said, wanted.vocabulary, target.vocab_size)
+            token_map = learnt_tokens(answers, wanted.vocabulary, target)
         draft = new_draft(target, wanted, seed=recipe.seed, token_map=token_map)
     return draft.to(device=target.device, dtype=torch.float32).requires_grad_(True).train()
+
+
+def learnt_tokens(answers: Mapping[str, Answers], count: int, target: Target) -> torch.Tensor:
+    """The most frequent tokens of the answers, those that drafts are judged by left out."""
+    told = [found for name, found in answers.items() if name != HELDOUT]
+    said = (answer.token_ids for found in told for answer in found.values())
+    return frequent(said, count, target.vocab_size)
 
 
 def refuse_another_kind(draft: Any, wanted: DraftRecipe, init: str) -> None:
@@ -357,7 +363,7 @@ def finish(
     answers: Mapping[str, Answers],
     tree: TreeShape | None = None,
 ) -> None:
-    """Write the draft, its card, where it comes from, and the curves."""
+    """Write the draft, its card, and where it comes from."""
     counts = {name: len(one) for name, one in answers.items()}
     skipped = {name: len(one.errors) for name, one in answers.items() if one.errors}
     said = ", ".join(f"{name} ({count} answers)" for name, count in counts.items())
@@ -386,7 +392,6 @@ def finish(
         "heldout": dict(found),
     }
     (out / "provenance.json").write_text(json.dumps({**origin, **facts}, indent=2) + "\n")
-    draw(folder / "stages", [stage.name for stage in recipe.stages], folder / "curves.png")
 
 
 def _claimed(recipe: Recipe, asked: Mapping[str, Sequence[Question]]) -> dict[str, Any]:

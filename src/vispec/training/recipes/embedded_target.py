@@ -35,6 +35,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ from vispec.training.tower import (
     heldout_patches,
     patch_loss,
 )
-from vispec.training.trainer import Settings, Trainer
+from vispec.training.trainer import Loss, Settings, Trainer
 
 PHASES = {"tower": 0.1194, "text": 0.0111, "joined": 0.6746, "grown": 0.1949}
 """Share of the time that each phase gets."""
@@ -251,15 +252,14 @@ def train_shallow(plan: Plan, corpus: Corpus) -> LlavaForConditionalGeneration:
         plan.work / "pages", range(plan.scene_count // 2), render=scenes.page, workers=plan.workers
     )
     looks = TowerBatches(corpus.train, pages, plan.batch, plan.seed)
-    Trainer(
+    run_phase(
+        plan,
+        "tower",
         tower,
-        Ahead(looks, plan.workers),
+        looks,
         patch_loss,
-        plan.settings("tower"),
         evaluate=lambda m: heldout_patches(m, corpus.heldout, looks.words, plan.seed),
-        hidden=in_layers,
-        load=lambda batch: [batch.to(plan.device)],
-    ).run()
+    )
 
     text = TextBatches(
         corpus.encoder,
@@ -273,14 +273,7 @@ def train_shallow(plan: Plan, corpus: Corpus) -> LlavaForConditionalGeneration:
     model.requires_grad_(False)
     for part in (model.model.language_model, model.lm_head):
         part.requires_grad_(True)
-    Trainer(
-        model,
-        Ahead(text, plan.workers),
-        answer_loss,
-        plan.settings("text"),
-        hidden=in_layers,
-        load=lambda batch: [batch.to(plan.device)],
-    ).run()
+    run_phase(plan, "text", model, text, answer_loss)
     model.requires_grad_(True)
 
     torch.manual_seed(plan.seed)
@@ -303,15 +296,34 @@ def learn_all(
     """Train all of a model for one phase; ``finished`` makes what every checkpoint writes."""
     rows = rows_of_an_epoch(corpus.train, PHOTOS[phase])
     batches = ImageBatches(corpus.encoder, corpus.train, rows, plan.batch, LONGEST, seed)
-    Trainer(
+    run_phase(
+        plan,
+        phase,
         model,
-        Ahead(batches, plan.workers),
+        batches,
         answer_loss,
+        evaluate=lambda m: heldout_losses(m, corpus.encoder, corpus.heldout, least=batches.width),
+        on_checkpoint=lambda m, _: write(finished(m), corpus.processor, plan.out),
+    )
+
+
+def run_phase(
+    plan: Plan,
+    phase: str,
+    module: nn.Module,
+    batches: Callable[[int], Any],
+    loss: Loss,
+    **more: Any,
+) -> None:
+    """Train a module on the plan's device to the end of a phase; ``more`` is for the trainer."""
+    Trainer(
+        module,
+        Ahead(batches, plan.workers),
+        loss,
         plan.settings(phase),
-        lambda m: heldout_losses(m, corpus.encoder, corpus.heldout, least=batches.width),
-        on_checkpoint=lambda m, _: write(finished(m), corpus.processor, plan.out),  # type: ignore[arg-type]
         hidden=in_layers,
         load=lambda batch: [batch.to(plan.device)],
+        **more,
     ).run()
 
 
