@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--questions", type=Path, required=True, help="folder of the questions")
     parser.add_argument("--work", type=Path, required=True, help="answers, features, drafts")
     parser.add_argument("--out", type=Path, required=True, help="the result")
-    parser.add_argument("--minutes", type=float, default=20, help="of one core, for an arm (20)")
+    parser.add_argument("--minutes", type=float, default=15, help="of one core, for an arm (15)")
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
     parser.add_argument("--leaders", type=int, default=4, help="adapters with three seeds (4)")
     parser.add_argument("--part", default="1/1", metavar="K/N", help="of the arms, to train alone")
