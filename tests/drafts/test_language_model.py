@@ -107,6 +107,33 @@ def test_every_node_is_what_the_model_itself_thinks_of_its_path(kind: str) -> No
             text += row
 
 
+@torch.inference_mode()
+def test_one_that_is_nearly_full_does_not_stop_another_that_has_much_to_read() -> None:
+    """As where a lookup served both for a while, and one of them more."""
+    drafting = LanguageModelDraft(text_model())
+    target = talking.target()
+    session = drafting.session(target, 2, 60)
+    cache, capacity = target.new_cache(2, 60), session.cache.capacity
+    texts: list[list[int]] = []
+    for slot, words in enumerate(("the cat", "a b c d")):
+        prompt = target.encode(words)
+        session.begin(slot, prompt, target.prefill(prompt, cache, slot), 5)
+        texts.append([*prompt.ids, 5])
+    much = [3 + i % 9 for i in range(40)]
+    near = [4 + i % 7 for i in range(capacity - len(texts[1]) - 3)]
+    session.advance([[], []], [[], near], torch.empty(0))
+    texts[1] += near
+    session.read(2)
+    for slot, said in enumerate((much, [8, 9])):
+        texts[slot] += said
+        session.unread[slot] += said
+    found = session.read(2)
+    for text, logits in zip(texts, found, strict=True):
+        whole = drafting.model.model(input_ids=torch.tensor([text])).logits[0, -1]
+        torch.testing.assert_close(logits, whole, rtol=0, atol=1e-9)
+    assert session.cache.length == [len(text) for text in texts]
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [

@@ -121,7 +121,24 @@ class LanguageModelSession:
 
     def read(self, b: int) -> Tensor:
         """Read what was said, which is kept: `[b, V]` behind the last of it."""
-        rows, device = self.unread[:b], self.model.device
+        # Requests are read side by side, as far as the longest: where one that is nearly full has
+        # no room for that, all but the last tokens of the others go first.
+        while max(map(len, self.unread[:b])) > (room := self._room(b)):
+            heads = [row[:-1][:room] for row in self.unread[:b]]
+            tails = [row[len(head) :] for row, head in zip(self.unread[:b], heads, strict=True)]
+            self._read(heads)
+            self.unread[:b] = tails
+        logits = self._read(self.unread[:b])
+        self.unread[:b] = [[] for _ in range(b)]
+        return logits
+
+    def _room(self, b: int) -> int:
+        """For how many further positions every slot has room."""
+        return self.cache.capacity - max(self.cache.length[:b])
+
+    def _read(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Read some tokens of every request: `[b, V]` behind the last of each."""
+        b, device = len(rows), self.model.device
         n = max(map(len, rows))
         padded = [[*row, *[0] * (n - len(row))] for row in rows]
         depth = torch.arange(n, device=device).expand(b, -1)
@@ -131,8 +148,8 @@ class LanguageModelSession:
         logits = self.model.extend(token, depth, chain, self.cache)
         last = torch.tensor([len(row) - 1 for row in rows], device=device)
         for slot, row in enumerate(rows):
-            self.cache.keep(slot, range(len(row)))
-            self.unread[slot] = []
+            if row:
+                self.cache.keep(slot, range(len(row)))
         return logits[torch.arange(b, device=device), last]
 
     def expander(self, b: int, width: int) -> Expand:
