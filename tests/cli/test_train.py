@@ -151,7 +151,8 @@ def test_two_processes_train_the_draft_of_one(
     file = write(tmp_path, pair, asked)
     assert run("train", file, "--out", tmp_path / "one").code == 0
     launcher = "import sys; from accelerate.commands.accelerate_cli import main; main()"
-    command = [sys.executable, "-c", launcher, "launch", "--cpu", "--num_processes", "2"]
+    # What it calls --cpu starts several processes by MPI alone.
+    command = [sys.executable, "-c", launcher, "launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command += ["--main_process_port", "0", "-m", "vispec", "train", str(file)]
     command += ["--out", str(tmp_path / "two")]
@@ -165,6 +166,7 @@ def test_two_processes_train_the_draft_of_one(
     assert answers[0] == answers[1]
     facts = json.loads((tmp_path / "two" / "draft" / "provenance.json").read_text())
     assert "train" in facts["command"]
+    assert facts["processes"] == 2
 
 
 def test_what_is_not_installed_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,8 +191,10 @@ SCRIPT = """
 import sys
 import torch
 from pathlib import Path
+from accelerate import PartialState
 sys.path[:0] = {path!r}
 from training.test_trainer import trained
+assert PartialState(cpu=True).num_processes == 2
 model = trained(Path(sys.argv[1]), 7)
 torch.save(model.state_dict(), sys.argv[1] + "/" + sys.argv[2])
 """
@@ -203,10 +205,8 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     whole = trained(tmp_path / "whole")
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(path=sys.path))
-    launcher = "import sys; from accelerate.commands.accelerate_cli import main; main()"
-    command = [sys.executable, "-c", launcher, "launch", "--cpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", "0", str(script), str(tmp_path / "two"), "weights.pt"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", "2", str(script), str(tmp_path / "two"), "weights.pt"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     found = torch.load(tmp_path / "two" / "weights.pt")

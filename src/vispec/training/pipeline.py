@@ -98,7 +98,11 @@ def train(
         for name in asked
     }
     heldout = data[HELDOUT]
-    origin = {**provenance(command, cache / "answers"), "recipe": asdict(recipe)}
+    origin = {
+        **provenance(command, cache / "answers"),
+        "processes": state.num_processes,
+        "recipe": asdict(recipe),
+    }
     for stage in recipe.stages:
         own = [data[name] for name in stage.data]
         run_stage(draft, target, stage, own, heldout, folder, recipe, origin=origin)
@@ -121,8 +125,10 @@ def train(
 
 def process_and_device(device: str) -> tuple[PartialState, Any]:
     """Of several processes each has a device of its own, unless it is told which."""
+    # Processes that share CPUs find each other only if they are told that these are meant.
+    cpu = device == "cpu" or not torch.accelerator.is_available()
     # One process may answer and measure for long while the others wait.
-    state = PartialState(cpu=device == "cpu", timeout=timedelta(days=7))
+    state = PartialState(cpu=cpu, timeout=timedelta(days=7))
     return state, state.device if device == "auto" else device
 
 

@@ -37,6 +37,8 @@ def commit() -> str:
 def git(*words: str) -> str:
     """What git says of the checkout that this is running from; nothing outside one."""
     root = Path(__file__).resolve().parents[3]
+    if not (root / "src" / "vispec").is_dir():
+        return ""  # installed, perhaps inside of a checkout of something else
     try:
         done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=root)
     except OSError:
