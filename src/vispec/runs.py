@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vispec.errors import VispecError
+from vispec.writing import write_json
 
 
 def claim(folder: Path, facts: Mapping[str, Any], name: str = "run.json") -> None:
@@ -24,7 +25,7 @@ def claim(folder: Path, facts: Mapping[str, Any], name: str = "run.json") -> Non
     path = folder / name
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(facts, indent=1) + "\n")
+        write_json(path, facts)
     kept = json.loads(path.read_text())
     for name in dict.fromkeys((*facts, *kept)):
         if kept.get(name) != facts.get(name):

@@ -14,6 +14,7 @@ import torch
 import talking
 import vispec
 from command_line import Pair, Run
+from full_disk import full
 from vispec.training.distill import read_answers
 
 RECIPE = """
@@ -126,13 +127,16 @@ def test_what_stops_a_run_is_said_and_nothing_is_lost(
         assert "Traceback" not in ran.err
     with monkeypatch.context() as patch:
 
-        def full(*_: Any, **__: Any) -> None:
-            raise OSError(28, "No space left on device")
+        def on_a_full_disk(*given: Any, **named: Any) -> None:
+            with full():
+                vispec.save_pretrained(*given, **named)
 
-        patch.setattr("vispec.training.pipeline.save_pretrained", full)
+        patch.setattr("vispec.training.pipeline.save_pretrained", on_a_full_disk)
         ran = run("train", file, "--out", out)
         assert ran.code == 2
-        assert "No space left on device. What was finished is kept" in ran.err
+        assert "model.safetensors: " in ran.err
+        assert "File too large" in ran.err
+        assert "What was finished is kept" in ran.err
     answers = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
     assert run("train", file, "--out", out).code == 0
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")} == answers

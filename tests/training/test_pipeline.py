@@ -21,10 +21,12 @@ import vispec
 from drafts.test_reading import ADAPTERS
 from vispec.decoding import planner
 from vispec.drafts import Eagle3Draft, EagleDraft
+from vispec.drafts.compression import compress
 from vispec.drafts.medusa import MedusaDraft
 from vispec.errors import SettingsError, VispecError
 from vispec.training import auto, pipeline
 from vispec.training.distill import Question
+from vispec.training.drafts import new_draft
 from vispec.training.recipe import DraftRecipe, Recipe, recipe
 
 
@@ -64,13 +66,41 @@ def wanted(target: Path, asked: Path, steps: int = 3, **draft: Any) -> Recipe:
                     "name": "two",
                     "data": ["shown", "text"],
                     "losses": {"kl": 1.0},
-                    "self_fed": 1,
+                    "self_fed": int(draft.get("kind") != "medusa"),
                     **stage,
                 },
             ],
         },
         "mine",
     )
+
+
+@pytest.mark.parametrize(
+    ("draft", "words"),
+    [
+        ({"kind": "eagle3", "aux_layers": [0, 1, 999]}, ["aux_layers has 999", "0 to 2"]),
+        ({"kind": "eagle3", "vocabulary": 10**6}, ["1000000"]),
+        ({"adapter": {"kind": "transformer", "heads": 7, "inner": 8}}, ["transformer", "heads"]),
+    ],
+    ids=str,
+)
+def test_a_draft_that_the_target_cannot_have_is_refused_before_it_answers(
+    target: Path, asked: Path, tmp_path: Path, draft: dict[str, Any], words: list[str]
+) -> None:
+    alone = wanted(target, asked, **draft)
+    candidate = replace(wanted(target, asked), candidates=[DraftRecipe(), alone.draft])
+    for stated in (alone, candidate):
+        with pytest.raises(SettingsError) as error:
+            pipeline.train(stated, tmp_path / "out")
+        assert all(word in str(error.value) for word in words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_compressed_draft_is_no_beginning(target: Path, asked: Path, tmp_path: Path) -> None:
+    whole = new_draft(vispec.load(target).target, DraftRecipe())
+    vispec.save_pretrained(compress(whole.to(torch.bfloat16), "int8"), tmp_path / "int8")
+    with pytest.raises(SettingsError, match="compressed draft, which learns no more"):
+        pipeline.train(wanted(target, asked), tmp_path / "out", init=str(tmp_path / "int8"))
 
 
 KINDS: dict[str, tuple[dict[str, Any], type]] = {

@@ -91,6 +91,32 @@ def test_a_recipe_is_what_it_states() -> None:
         ({"draft__adapter": {"kind": "pooling", "keep": "16"}}, ["keep", "'16'"]),
         ({"draft__adapter": {"kind": "pooling", "keep": 1.5}}, ["keep", "1.5"]),
         ({"draft__adapter": {"kind": "query", "heads": 0}}, ["heads", "is 0"]),
+        ({"draft__adapter": {"kind": "query", "heads": 4, "bias": "no"}}, ["bias", "'no'", "true"]),
+        ({"draft__adapter": {"kind": "mlp", "inner": 4, "reconstruct": "a"}}, ["reconstruct"]),
+        ({"draft__adapter": {"kind": "elastic", "parts": []}}, ["parts", "[]"]),
+        (
+            {
+                "draft__adapter": {
+                    "kind": "elastic",
+                    "parts": [{"kind": "hidden"}],
+                    "temperature": 0,
+                }
+            },
+            ["temperature is 0"],
+        ),
+        ({"stages__0__losses": {"features": -1.0}}, [r"losses\.features", "greater than"]),
+        ({"stages__0__losses": {"features": float("nan")}}, [r"losses\.features"]),
+        ({"stages__0__name": ".."}, [r"stages\.0\.name"]),
+        ({"draft__vocabulary": 100}, ["eagle has no vocabulary", "eagle3"]),
+        ({"draft__heads": 3}, ["eagle has no heads", "medusa"]),
+        (
+            {
+                "draft": {"kind": "medusa"},
+                "stages__0__losses": {"kl": 1.0},
+                "stages__0__self_fed": 1,
+            },
+            ["self_fed", "run once"],
+        ),
         (
             {"draft__adapter": {"kind": "selector", "kinds": ["a"], "parts": [{"kind": "hidden"}]}},
             ["selector is not trained"],
@@ -103,6 +129,19 @@ def test_what_is_wrong_is_named(changes: dict[str, Any], words: list[str]) -> No
         recipe(changed(**changes), "mine")
     for word in words:
         assert any(one in str(error.value) for one in word.replace("\\", "").split("|"))
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"kind": "resampler", "heads": 3, "queries": 4, "inner": 8},
+        {"kind": "transformer", "heads": 28, "inner": 8},
+        [{"kind": "pooling", "keep": 4}, {"kind": "query", "heads": 80}],
+    ],
+    ids=str,
+)
+def test_heads_are_for_the_targets_width_to_be_divided_by(adapter: Any) -> None:
+    assert recipe(changed(draft__adapter=adapter), "mine").draft.adapter == adapter
 
 
 def test_all_that_is_wrong_is_named_at_once() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vispec.adapters.base import Adapter
@@ -38,6 +39,15 @@ KINDS: dict[str, type[Adapter]] = {
     "unified": UnifiedAdapter,
 }
 """What can be asked for; the last four are made of others, their `parts`."""
+FITS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "int": (lambda value: type(value) is int and value > 0, "a count"),
+    "float": (
+        lambda value: type(value) in (int, float) and 0 <= value < math.inf,
+        "a number, at least 0",
+    ),
+    "bool": (lambda value: type(value) is bool, "true or false"),
+}
+"""What is taken for a setting of some type, and how that is said."""
 
 
 def build(settings: Mapping[str, Any] | Sequence[Mapping[str, Any]], hidden_size: int) -> Adapter:
@@ -61,6 +71,10 @@ def build(settings: Mapping[str, Any] | Sequence[Mapping[str, Any]], hidden_size
         raise SettingsError(f"there is no adapter '{kind}'", f"Known are {', '.join(KINDS)}.")
     arguments: dict[str, Any] = {"hidden_size": hidden_size}
     if "parts" in given:
+        if not isinstance(given["parts"], list | tuple) or not given["parts"]:
+            raise SettingsError(
+                f"parts of adapter '{kind}' are {given['parts']!r}", "Give a list of adapters."
+            )
         given["settings"] = given["parts"]
         # A core is as wide as what its targets share.
         inner = given.get("width", hidden_size)
@@ -68,13 +82,15 @@ def build(settings: Mapping[str, Any] | Sequence[Mapping[str, Any]], hidden_size
     wanted = inspect.signature(KINDS[kind])
     for name, value in given.items():
         stated = wanted.parameters[name].annotation if name in wanted.parameters else None
-        if stated == "int" and (type(value) is not int or value < 1):
-            raise SettingsError(f"{name} of adapter '{kind}' is {value!r}", "Give a count.")
+        fits, said = FITS.get(str(stated), (lambda _: True, ""))
+        if not fits(value):
+            raise SettingsError(f"{name} of adapter '{kind}' is {value!r}", f"Give {said}.")
     arguments = {k: v for k, v in arguments.items() if k in wanted.parameters} | given
     try:
         wanted.bind(**arguments)
         return KINDS[kind](**arguments)
-    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+    # torch asserts that heads divide the width.
+    except (TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError) as error:
         options = [name for name in wanted.parameters if name not in ("hidden_size", "settings")]
         raise SettingsError(
             f"adapter '{kind}' cannot be built of {dict(settings)}: {error}",

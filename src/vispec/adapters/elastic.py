@@ -34,6 +34,8 @@ class ElasticAdapter(Adapter):
         settings: Sequence[Mapping[str, Any]],
         temperature: float = 1.0,
     ) -> None:
+        if temperature <= 0:
+            raise ValueError(f"temperature is {temperature}, and draws need one above 0")
         super().__init__(parts=list(settings), temperature=temperature)
         self.parts = nn.ModuleList(parts)
         self.gate = nn.Linear(2 * hidden_size, len(parts))

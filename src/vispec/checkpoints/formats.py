@@ -23,6 +23,7 @@ from vispec.adapters.base import Adapter
 from vispec.adapters.build import build
 from vispec.decoding.tree import TreeShape
 from vispec.errors import CheckpointError, SettingsError
+from vispec.writing import saving
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Published tensor name to shape."""
@@ -124,7 +125,8 @@ def save(
     path.mkdir(parents=True, exist_ok=True)
     whole = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
     weights = path / "model.safetensors"
-    save_file(whole, weights, metadata={"format": "pt"})
+    with saving(weights):
+        save_file(whole, weights, metadata={"format": "pt"})
     weights.chmod(0o644)  # it is written readable by its owner alone
     (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 

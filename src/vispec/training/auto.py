@@ -18,6 +18,7 @@ from vispec.runs import claim
 from vispec.training.pipeline import HELDOUT, process_and_device, train
 from vispec.training.questions import questions
 from vispec.training.recipe import DraftRecipe, Recipe
+from vispec.writing import write_json
 
 ASKED = 16
 """Held-out questions that candidates are timed on."""
@@ -82,7 +83,7 @@ def choose(
             {"draft": asdict(draft), "tokens_per_s": value}
             for draft, value in zip(recipe.candidates, found, strict=True)
         ]
-        path.write_text(json.dumps(rows, indent=2) + "\n")
+        write_json(path, rows)
     state.wait_for_everyone()
     rates = [row["tokens_per_s"] for row in json.loads(path.read_text())]
     return recipe.candidates[rates.index(max(rates))]

@@ -27,7 +27,7 @@ def new_draft(
     torch.manual_seed(seed)
     c, d = target.text_config, target.hidden_size
     if wanted.kind == "medusa":
-        return MedusaDraft(MedusaConfig(d, target.vocab_size, wanted.heads, wanted.layers))
+        return MedusaDraft(MedusaConfig(d, target.vocab_size, wanted.heads or 4, wanted.layers))
     adapter = None if wanted.adapter is None else build(wanted.adapter, d)
     heads = c.num_attention_heads
     geometry = {

@@ -26,6 +26,7 @@ from vispec.errors import VispecError
 from vispec.targets.base import Target
 from vispec.training.distill import Answer, Question
 from vispec.training.progress import Progress
+from vispec.writing import saving
 
 Precision = Literal["float32", "bfloat16", "int8"]
 SHARD = 128
@@ -258,11 +259,12 @@ def _write(made: Sequence[Sample], path: Path, target: Target, precision: Precis
         "positions": str(sum(len(sample.features) for sample in made)),
         "keys": json.dumps([sample.key for sample in made]),
     }
-    save_file(
-        {name: value.contiguous() for name, value in tensors.items()},
-        path.with_suffix(".tmp"),
-        metadata=facts,
-    )
+    with saving(path):
+        save_file(
+            {name: value.contiguous() for name, value in tensors.items()},
+            path.with_suffix(".tmp"),
+            metadata=facts,
+        )
     path.with_suffix(".tmp").replace(path)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ from vispec.decoding.engine import Engine
 from vispec.decoding.planner import TREES, fastest_tree
 from vispec.decoding.tree import TreeShape
 from vispec.drafts import Eagle3Draft, EagleDraft
+from vispec.drafts.compression import compression_of
 from vispec.drafts.medusa import MedusaDraft
 from vispec.errors import SettingsError
 from vispec.hub import Card, save_pretrained
@@ -52,6 +54,7 @@ from vispec.training.provenance import provenance
 from vispec.training.questions import questions
 from vispec.training.recipe import DraftRecipe, Recipe, StageRecipe
 from vispec.training.trainer import Settings, Trainer
+from vispec.writing import replace_folder, write_json
 
 HELDOUT = "heldout"
 ASKED, LONGEST = 8, 64
@@ -86,6 +89,9 @@ def train(
     asked = {name: questions(source, name) for name, source in recipe.data.items()}
     state, place = process_and_device(device)
     target = load_target(recipe.target, device=place)
+    check_draft(target, recipe.draft, init)
+    for candidate in recipe.candidates:
+        check_draft(target, candidate)
     cache = cache or folder
     with state.main_process_first():
         claim(cache, _claimed(recipe, asked), "cache.json")
@@ -157,13 +163,40 @@ def gather(
     return {name: read_answers(folder / "answers" / name) for name in asked}
 
 
-def begin(target: Target, recipe: Recipe, answers: Mapping[str, Answers], init: str | None) -> Any:
-    """The draft before its training, on the target's device in float32."""
-    wanted, token_map = recipe.draft, None
+def check_draft(target: Target, wanted: DraftRecipe, init: str | None = None) -> None:
+    """Raise `VispecError` if the target cannot have a draft, before it answers anything."""
     if init is not None:
         draft: Any = read(init).to(device=target.device, dtype=target.dtype)
         draft.check(target)
         refuse_another_kind(draft, wanted, init)
+        if compression_of(draft) is not None:
+            raise SettingsError(
+                f"'{init}' is a compressed draft, which learns no more",
+                "Begin with the draft that it was made of.",
+            )
+    elif wanted.vocabulary > target.vocab_size:
+        raise SettingsError(
+            f"the draft has a vocabulary of {wanted.vocabulary} tokens, and {target.name} of"
+            f" {target.vocab_size}",
+            "Give fewer, or none for all.",
+        )
+    else:
+        with torch.device("meta"):
+            draft = new_draft(target, wanted)
+    depth = target.text_config.num_hidden_layers
+    if missing := [layer for layer in draft.feature_layers(target) if layer > depth]:
+        raise SettingsError(
+            f"aux_layers has {missing[0]}, and {target.name} has {depth} layers",
+            f"What they read and what the last one gives is counted from 0 to {depth}.",
+        )
+
+
+def begin(target: Target, recipe: Recipe, answers: Mapping[str, Answers], init: str | None) -> Any:
+    """The draft before its training, on the target's device in float32."""
+    torch.manual_seed(recipe.seed)
+    wanted, token_map = recipe.draft, None
+    if init is not None:
+        draft: Any = read(init).to(device=target.device, dtype=target.dtype)
         share_embedding(draft, target)
     else:
         if wanted.vocabulary:
@@ -356,7 +389,7 @@ def chosen_tree(
     print(f"choosing the fastest of {len(TREES)} trees on {len(requests)} questions", flush=True)
     own = copy.deepcopy(draft).to(target.dtype)
     best = fastest_tree(lambda shape: Engine(target, own, tree=shape), TREES, requests, rounds=1)
-    path.write_text(json.dumps(asdict(best)) + "\n")
+    write_json(path, asdict(best))
     return best
 
 
@@ -390,14 +423,16 @@ def finish(
         acceptance={"held out, greedy chain": found["acceptance_length"]},
         tree=None if tree is None else asdict(tree),
     )
-    out = folder / "draft"
-    save_pretrained(copy.deepcopy(draft).to(torch.bfloat16), out, card)
+    fresh, kept = folder / "draft.tmp", folder / "draft"
+    shutil.rmtree(fresh, ignore_errors=True)
+    save_pretrained(copy.deepcopy(draft).to(torch.bfloat16), fresh, card, name=str(kept))
     facts = {
         "answers": counts,
         "skipped": skipped,
         "heldout": dict(found),
     }
-    (out / "provenance.json").write_text(json.dumps({**origin, **facts}, indent=2) + "\n")
+    write_json(fresh / "provenance.json", {**origin, **facts})
+    replace_folder(fresh, kept)
 
 
 def _claimed(recipe: Recipe, asked: Mapping[str, Sequence[Question]]) -> dict[str, Any]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
+from collections.abc import Iterator
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
@@ -36,7 +39,7 @@ class DraftRecipe:
         adapter: what compresses images; see `vispec.adapters.build`. None reads every token.
         aux_layers: whose hidden states are read; the kind's own choice by default.
         vocabulary: most frequent tokens that it knows, of an `eagle3` draft; 0 for all.
-        heads: of `medusa`.
+        heads: of `medusa`; 4 by default.
     """
 
     kind: Literal["eagle", "eagle3", "medusa"] = "eagle"
@@ -44,7 +47,37 @@ class DraftRecipe:
     adapter: dict[str, Any] | list[dict[str, Any]] | None = None
     aux_layers: list[Count] | None = None
     vocabulary: Count = 0
-    heads: Positive = 4
+    heads: Positive | None = None
+
+    def check(self) -> None:
+        """Raise `SettingsError` for what no type tells."""
+        meant = {"vocabulary": "eagle3", "aux_layers": "eagle, eagle3", "heads": "medusa"}
+        for name, kinds in meant.items():
+            if getattr(self, name) and self.kind not in kinds.split(", "):
+                raise SettingsError(f"{self.kind} has no {name}", f"It is of {kinds}.")
+        if self.adapter is None:
+            return
+        if self.kind == "medusa":
+            raise SettingsError("medusa's heads read no images", "Leave the adapter out.")
+        if "selector" in str(self.adapter):
+            raise SettingsError(
+                "a selector is not trained but measured",
+                "Train its parts, and put them together by vispec.training.selection.select.",
+            )
+        # Of a width that all heads divide, without its memory, to see if the settings make sense.
+        with torch.device("meta"):
+            build(self.adapter, math.lcm(64, *_heads(self.adapter)))
+
+
+def _heads(stated: Any) -> Iterator[int]:
+    """Every count of heads in an adapter's settings."""
+    if isinstance(stated, list):
+        for part in stated:
+            yield from _heads(part)
+    elif isinstance(stated, dict):
+        yield from _heads(stated.get("parts"))
+        if type(stated.get("heads")) is int and stated["heads"] > 0:
+            yield stated["heads"]
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -68,9 +101,9 @@ class StageRecipe:
         evaluate_steps: between evaluations; 0 to go by `evaluate_minutes`.
     """
 
-    name: Annotated[str, Field(pattern=r"^[^/\\]+$")]
+    name: Annotated[str, Field(pattern=r"^[^/\\.][^/\\]*$")]
     data: Annotated[list[str], Field(min_length=1)]
-    losses: dict[str, float]
+    losses: dict[str, Amount]
     learning_rate: Above
     steps: Count = 0
     minutes: Amount = 0.0
@@ -136,6 +169,9 @@ class Recipe:
                     f"{where} has a loss of features, and {self.draft.kind} guesses tokens",
                     "Leave features out of its losses.",
                 )
+            passes = [k for k in ("self_fed", "noise", "relative_noise") if getattr(stage, k)]
+            if passes and self.draft.kind == "medusa":
+                raise SettingsError(f"{where} has {passes[0]}, and medusa's heads run once")
             if "heldout" in stage.data:
                 raise SettingsError(f"{where} learns from heldout", "Learn from something else.")
         unseen = self.data["heldout"]
@@ -149,16 +185,7 @@ class Recipe:
         if len(set(names)) < len(names):
             raise SettingsError(f"stages share a name: {', '.join(names)}")
         for draft in (self.draft, *self.candidates):
-            if "selector" in str(draft.adapter):
-                raise SettingsError(
-                    "a selector is not trained but measured",
-                    "Train its parts, and put them together by vispec.training.selection.select.",
-                )
-            if draft.adapter is not None:
-                # Of some width, to see whether its settings make sense.
-                build(draft.adapter, 64)
-            if draft.kind == "medusa" and draft.adapter is not None:
-                raise SettingsError("medusa's heads read no images", "Leave the adapter out.")
+            draft.check()
 
 
 def read_recipe(path: Path) -> Recipe:

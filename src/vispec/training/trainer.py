@@ -63,6 +63,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from vispec.errors import DivergedError, SettingsError
 from vispec.training.curves import read_log
 from vispec.training.muon import Muon
+from vispec.writing import former, replace_folder, saving, write_json
 
 CHECKPOINT = "checkpoint"
 BEST = "best.pt"
@@ -358,7 +359,8 @@ class Trainer:
             self.progress.best, self.progress.waited = watched, 0
             if self.settings.patience and self.accelerator.is_main_process:
                 best = self.settings.folder / BEST
-                torch.save(judged.state_dict(), best.with_suffix(".tmp"))
+                with saving(best):
+                    torch.save(judged.state_dict(), best.with_suffix(".tmp"))
                 best.with_suffix(".tmp").replace(best)
         elif watched is not None:
             self.progress.waited += 1
@@ -388,23 +390,19 @@ class Trainer:
 
     def _save(self) -> None:
         folder = self.settings.folder
-        fresh, kept, old = (folder / f"{CHECKPOINT}{end}" for end in (".new", "", ".old"))
+        fresh, kept = folder / f"{CHECKPOINT}.new", folder / CHECKPOINT
         main = self.accelerator.is_main_process
         if main:
             shutil.rmtree(fresh, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(fresh))
+        with saving(fresh):
+            self.accelerator.save_state(str(fresh))
         self.accelerator.wait_for_everyone()
         if main and self.origin is not None:
-            text = json.dumps({**self.origin, "step": self.progress.step}, indent=2)
-            (fresh / "provenance.json").write_text(text + "\n")
+            facts = {**self.origin, "step": self.progress.step}
+            write_json(fresh / "provenance.json", facts)
         if main:
-            # At every moment one of the two is whole; see `_load`.
-            shutil.rmtree(old, ignore_errors=True)
-            if kept.exists():
-                kept.rename(old)
-            fresh.rename(kept)
-            shutil.rmtree(old, ignore_errors=True)
+            replace_folder(fresh, kept)
         self.accelerator.wait_for_everyone()
         if self.on_checkpoint:
             self._gather()
@@ -416,8 +414,8 @@ class Trainer:
 
     def _load(self) -> None:
         folder = self.settings.folder
-        kept, old = (folder / f"{CHECKPOINT}{end}" for end in ("", ".old"))
-        found = kept if kept.exists() else old
+        kept = folder / CHECKPOINT
+        found = kept if kept.exists() else former(kept)
         if not found.exists():
             return
         peaks = [[group["peak"] for group in o.param_groups] for o in self.optimizers]

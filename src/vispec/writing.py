@@ -1,0 +1,49 @@
+"""Files and folders that are whole or not there, whatever stops the program."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Make an `OSError` that names `path` of what libraries raise where a disk is full."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        # torch has no exception of its own for a file that it cannot write.
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
+        raise OSError(f"{path}: {str(error).splitlines()[0]}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A file of JSON."""
+    fresh = path.with_name(f"{path.name}.tmp")
+    fresh.write_text(json.dumps(value, indent=1) + "\n")
+    fresh.replace(path)
+
+
+def replace_folder(fresh: Path, kept: Path) -> None:
+    """Put a folder in the place of another, which is `former(kept)` for a moment.
+
+    At every moment one of the two is whole.
+    """
+    old = former(kept)
+    shutil.rmtree(old, ignore_errors=True)
+    if kept.exists():
+        kept.rename(old)
+    fresh.rename(kept)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def former(kept: Path) -> Path:
+    """Where a folder is while another takes its place."""
+    return kept.with_name(f"{kept.name}.old")

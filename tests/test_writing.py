@@ -1,0 +1,45 @@
+"""What is written is whole or not there, and a full disk is said to be one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from full_disk import full
+from vispec.writing import former, replace_folder, saving, write_json
+
+
+def test_a_full_disk_is_said_by_every_library_alike(tmp_path: Path) -> None:
+    path, large = tmp_path / "file", {"a": torch.zeros(100_000)}
+    for write in (lambda: save_file(large, path), lambda: torch.save(large, path)):
+        with full(), pytest.raises(OSError, match=str(path)), saving(path):
+            write()
+
+
+def test_another_mistake_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="size"), saving(tmp_path / "file"):
+        torch.zeros(2) + torch.zeros(3)
+
+
+def test_a_file_of_json_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    write_json(path, {"a": 1})
+    with full(), pytest.raises(OSError, match="File too large"):
+        write_json(path, {"a": "x" * 100_000})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
+    kept = tmp_path / "draft"
+    for said in ("one", "two"):
+        fresh = tmp_path / "draft.tmp"
+        fresh.mkdir()
+        (fresh / "file").write_text(said)
+        replace_folder(fresh, kept)
+        assert (kept / "file").read_text() == said
+        assert not fresh.exists()
+        assert not former(kept).exists()
