@@ -188,15 +188,21 @@ def test_what_an_adapter_itself_wants_is_a_part_of_the_loss() -> None:
     draft = EagleDraft(EagleConfig(D, 48, 4, 2, tiny.VOCAB), build(parts, D)).double()
     stage = training.Stage(draft, tiny.target(), losses.TEXT_STAGE)
     without = stage.eval()(SAMPLES)[0]
-    images = [
-        one.embeddings[1:][one.image_index[1:] == image]
-        for one in SAMPLES
-        for image in range(int(one.image_index.max()) + 1)
-    ]
     assert draft.adapter is not None
-    shown = torch.cat(images)
-    missed = torch.nn.functional.smooth_l1_loss(draft.adapter.map(shown), shown)
-    torch.testing.assert_close(stage.train()(SAMPLES)[0], without + 0.5 * missed)
+    missed, positions = 0.0, training.Stage.weight(SAMPLES)
+    for one in SAMPLES:
+        count = int(one.image_index.max()) + 1
+        for image in range(count):
+            shown = one.embeddings[1:][one.image_index[1:] == image]
+            apart = torch.nn.functional.smooth_l1_loss(draft.adapter.map(shown), shown).item()
+            missed += apart * len(one.tokens) / count / positions
+    whole = stage.train()(SAMPLES)[0]
+    torch.testing.assert_close(whole, without + 0.5 * missed)
+    split = [
+        stage(part)[0] * (training.Stage.weight(part) / positions)
+        for part in (SAMPLES[:1], SAMPLES[1:3], SAMPLES[3:])
+    ]
+    torch.testing.assert_close(sum(split), whole)
 
 
 @pytest.mark.parametrize("noise", [{"noise": 0.5}, {"relative_noise": 0.2}])

@@ -23,7 +23,7 @@ class Compressed:
         tokens: `[b, r, d]`, they enter the draft's decoder layer in the image's place.
         globals: `[b, d]`, one vector joined to every later text position, or None.
         mask: `[b, r]`, False behind an image's own last token; None where all have `r`.
-        loss: what the adapter itself wants to be small, a scalar; None where it wants nothing.
+        loss: `[b]`, what the adapter itself wants to be small; None where it wants nothing.
     """
 
     tokens: Tensor

@@ -92,6 +92,6 @@ def chosen(
             scaled = (compressed.globals * scale[:, None]).to(globals_.dtype)
             globals_ = globals_.index_copy(0, rows, scaled)
         if compressed.loss is not None:
-            share = compressed.loss * len(rows) / b
-            loss = share if loss is None else loss + share
+            own_loss = compressed.loss.to(visual.dtype)
+            loss = (visual.new_zeros(b) if loss is None else loss).index_copy(0, rows, own_loss)
     return Compressed(tokens, globals_, None if bool(real.all()) else real, loss)

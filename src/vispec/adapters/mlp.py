@@ -7,7 +7,7 @@ import itertools
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vispec.adapters.base import Adapter, Compressed
+from vispec.adapters.base import Adapter, Compressed, mean_of
 
 
 class MlpAdapter(Adapter):
@@ -40,6 +40,5 @@ class MlpAdapter(Adapter):
         tokens = self.map(visual)
         if not (self.reconstruct and self.training):
             return Compressed(tokens, mask=mask)
-        real = slice(None) if mask is None else mask
-        loss = self.reconstruct * F.smooth_l1_loss(tokens[real], visual[real])
-        return Compressed(tokens, mask=mask, loss=loss)
+        apart = mean_of(F.smooth_l1_loss(tokens, visual, reduction="none"), mask)
+        return Compressed(tokens, mask=mask, loss=self.reconstruct * apart.mean(-1))

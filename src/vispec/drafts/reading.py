@@ -57,7 +57,12 @@ class Rows:
 
 @dataclass(frozen=True)
 class Reading:
-    """Texts as the draft reads them, and what its adapter wants to be small, if anything."""
+    """Texts as the draft reads them.
+
+    Attributes:
+        loss: of each text, what the adapter wants to be small, as a mean over its images; None
+            where it wants nothing.
+    """
 
     rows: list[Rows]
     loss: Tensor | None = None
@@ -140,7 +145,11 @@ def read(draft: SequentialDraft, seen: Sequence[Seen]) -> Reading:
     serves = (found * torch.arange(1, len(images.owner) + 1, device=device)).amax(1) - 1
     final = torch.where(serves[:, None] >= 0, vectors[serves.clamp(0, len(vectors) - 1)], nothing)
     rows = zip(hidden.split(sizes), place.split(sizes), final, strict=True)
-    return Reading([Rows(*one) for one in rows], compressed.loss)
+    loss = compressed.loss
+    if loss is not None:
+        of_text = images.owner.bincount(minlength=len(seen)).clamp(min=1)
+        loss = loss.new_zeros(len(seen)).index_add(0, images.owner, loss) / of_text
+    return Reading([Rows(*one) for one in rows], loss)
 
 
 def _images(words: Tensor, image: Tensor, owner: Tensor, starts: Tensor) -> _Images | None:

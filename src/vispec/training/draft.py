@@ -140,7 +140,11 @@ class Stage(nn.Module):
         passes = unroll(self.draft, asked, self.self_fed)
         work = partial(self._block, passes.guesses, asked)
         total, right = in_blocks(work, asked.real.nonzero(), self._beside.head.out_features)
-        return total if passes.loss is None else total + passes.loss, accuracies(right)
+        if passes.loss is not None:
+            # Weighed as the whole is, by answers, so that it does not matter how batches are split.
+            count = asked.real.sum(1)
+            total = total + (passes.loss * count).sum() / count.sum()
+        return total, accuracies(right)
 
     def _block(
         self, guesses: Sequence[Tensor], asked: _Asked, block: Tensor
@@ -256,7 +260,7 @@ class Passes:
     Attributes:
         guesses: of every pass, features `[b, a, d]` at the answer's positions; of pass `j` the
             first `j` positions mean nothing.
-        loss: the adapter's own.
+        loss: the adapter's own, of each text.
     """
 
     guesses: list[Tensor]
