@@ -373,6 +373,25 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     assert {p.name: p.read_bytes() for p in (tmp_path / "checkpoint").iterdir()} == before
 
 
+def test_a_gradients_numbers_are_limited_where_that_is_asked_for(tmp_path: Path) -> None:
+    """And its length where that is."""
+    found = {}
+    for name, limits in {
+        "none": {"clip_norm": 0.0},
+        "value": {"clip_norm": 0.0, "clip_value": 0.05},
+        "norm": {"clip_norm": 0.05},
+    }.items():
+        model = fresh()
+        Trainer(model, batches, loss, settings(tmp_path / name, budget_steps=1, **limits)).run()
+        found[name] = torch.cat(
+            [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        )
+    assert float(found["none"].abs().max()) > 0.05
+    torch.testing.assert_close(found["value"], found["none"].clamp(-0.05, 0.05))
+    share = 0.05 / found["none"].norm()
+    torch.testing.assert_close(found["norm"], found["none"] * share, rtol=1e-4, atol=0)
+
+
 # --- Averages, patience, and what is wrong --------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,13 +41,26 @@ def new_draft(
         "num_hidden_layers": wanted.layers,
         "rms_norm_eps": getattr(c, "rms_norm_eps", 1e-6),
         "max_position_embeddings": target.context_length,
+        "rope_theta": rotary_base(c),
     }
+    biased = any(name.endswith("q_proj.bias") for name, _ in target.decoder.named_parameters())
     layers = None if wanted.aux_layers is None else tuple(wanted.aux_layers)
     if wanted.kind == "eagle3":
         size = target.vocab_size if token_map is None else len(token_map)
-        config = Eagle3Config(**geometry, draft_vocab_size=size, aux_layers=layers)
+        config = Eagle3Config(
+            **geometry, draft_vocab_size=size, aux_layers=layers, attention_bias=biased
+        )
         return Eagle3Draft(config, token_map, adapter=adapter)
-    return EagleDraft(EagleConfig(**geometry, fc_bias=False, aux_layers=layers or ()), adapter)
+    eagle = EagleConfig(**geometry, qkv_bias=biased, fc_bias=False, aux_layers=layers or ())
+    return EagleDraft(eagle, adapter)
+
+
+def rotary_base(config: Any) -> float:
+    """The base of a decoder's rotary angles; where its kinds of layers differ, of those that see
+    everything."""
+    stated = getattr(config, "rope_parameters", None) or {}
+    stated = stated.get("full_attention", stated)
+    return float(stated.get("rope_theta") or getattr(config, "rope_theta", None) or 10000.0)
 
 
 def frequent(answers: Iterable[Iterable[int]], count: int, vocabulary: int) -> Tensor:

@@ -91,7 +91,9 @@ class StageRecipe:
         self_fed: passes on the draft's own guesses.
         noise: uniform noise on true features, `(rand - 0.5) * noise * 512 / t` for a text of `t`
             positions, as EAGLE's and ViSpec's code has it.
-        relative_noise: the same as a share of the features' standard deviation, whatever `t` is.
+        relative_noise: uniform noise up to this share of the features' standard deviation in
+            either direction, whatever `t` is.
+        clip, clip_value: longest gradient, and the largest of its numbers; 0 for no limit.
         decay: weight of each pass, or of each head, relative to the one before.
         train: what learns; the rest is frozen.
         batch: samples a step, over all processes.
@@ -115,7 +117,9 @@ class StageRecipe:
     batch: Positive = 16
     positions: Positive = 8192
     accumulate: Positive = 1
-    clip: Above = 0.5
+    clip: Amount = 0.5
+    clip_value: Amount = 0.0
+    weight_decay: Amount = 0.05
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.04
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     patience: Count = 0

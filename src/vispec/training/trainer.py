@@ -78,6 +78,7 @@ class Settings:
         folder: receives ``checkpoint`` and ``log.jsonl``.
         learning_rate: the peak, reached after ``warmup_share`` of the budget.
         budget_s, budget_steps: exactly one of them; wall-clock seconds or optimizer steps.
+        clip_norm, clip_value: longest gradient, and the largest of its numbers; 0 for no limit.
         final_rate: learning rate at the end as a share of the peak (cosine in between).
         matrix_rate: learning rate of Muon's matrices as a multiple of AdamW's.
         autocast: run the loss function in bfloat16 where that is safe.
@@ -102,6 +103,7 @@ class Settings:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float = 1.0
+    clip_value: float = 0.0
     matrix_rate: float = 2.0
     autocast: bool = True
     checkpoint_s: float = 300.0
@@ -313,8 +315,11 @@ class Trainer:
                 accelerator.backward(loss * (share * accelerator.num_processes))
         value = float(accelerator.reduce(total))
         self._refuse_unless_finite("loss", value, pieces)
-        norm = float(accelerator.clip_grad_norm_(self.running.parameters(), settings.clip_norm))
+        longest = settings.clip_norm or math.inf
+        norm = float(accelerator.clip_grad_norm_(self.running.parameters(), longest))
         self._refuse_unless_finite("norm of the gradient", norm, pieces)
+        if settings.clip_value:
+            nn.utils.clip_grad_value_(self.running.parameters(), settings.clip_value)
         for optimizer in self.optimizers:
             optimizer.step()
         if self.mean is not None:

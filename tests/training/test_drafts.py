@@ -1,0 +1,40 @@
+"""New drafts have the geometry of their target's decoder layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+import families
+from vispec.drafts import Eagle3Draft, EagleDraft
+from vispec.targets import wrap
+from vispec.training.drafts import new_draft, rotary_base
+from vispec.training.recipe import DraftRecipe
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+@pytest.mark.parametrize(("family", "biased"), [("llama", False), ("qwen2_5_vl", True)])
+def test_attention_has_biases_where_the_targets_has(family: str, biased: bool, kind: str) -> None:
+    target = {one.name: one for one in families.FAMILIES}[family].target()
+    draft = new_draft(target, DraftRecipe(kind=kind))  # type: ignore[arg-type]
+    assert isinstance(draft, EagleDraft | Eagle3Draft)
+    attention = draft.layers[0].self_attn
+    assert (attention.q_proj.bias is not None) == biased
+    assert draft.config.num_key_value_heads == target.text_config.num_key_value_heads
+
+
+def test_positions_turn_as_fast_as_the_targets() -> None:
+    sizes = families.TEXT_CONFIG | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+    target = wrap(Qwen2ForCausalLM(Qwen2Config(**sizes)).double(), None, "tiny")
+    draft = new_draft(target, DraftRecipe())
+    assert isinstance(draft, EagleDraft)
+    position = torch.tensor([[40]])
+    _, sine = draft._rotary(position, torch.float64)
+    _, true = target.decoder.rotary_emb(torch.zeros(1, dtype=torch.float64), position)
+    torch.testing.assert_close(sine.flatten(), true.flatten(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", families.FAMILIES, ids=lambda family: family.name)
+def test_every_familys_base_is_found(family: families.Family) -> None:
+    assert rotary_base(family.target().text_config) >= 1000
