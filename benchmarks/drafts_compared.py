@@ -20,6 +20,7 @@ Nothing else may run while answers are timed, in its last part.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import re
 import shutil
@@ -34,6 +35,8 @@ from torch import nn
 
 from drafts_report import FULL
 from small_model import Small, train_small
+from vispec.adapters.hidden import HiddenAdapter
+from vispec.checkpoints.files import fingerprint, locate
 from vispec.checkpoints.registry import read
 from vispec.decoding.engine import Engine
 from vispec.decoding.planner import fastest_tree
@@ -46,6 +49,7 @@ from vispec.evaluation.conditions import commit, conditions
 from vispec.hub import save_pretrained
 from vispec.loading_drafts import load_draft
 from vispec.loading_targets import load_target
+from vispec.runs import claim
 from vispec.training import pipeline
 from vispec.training.curves import read_log
 from vispec.training.distill import Question, distill, read_answers
@@ -55,6 +59,7 @@ from vispec.training.questions import Source, questions
 from vispec.training.recipe import RECIPES, DraftRecipe, Recipe, StageRecipe, read_recipe
 from vispec.training.recipes.embedded_questions import task_of
 from vispec.training.selection import select
+from vispec.writing import replace_folder, write_json
 
 GROUPS = ("heldout", "text", "multimodal")
 """Questions that drafts are judged by and learn from."""
@@ -144,6 +149,7 @@ ARMS: dict[str, Arm] = {
     "two layers": Arm("training", replace(VISPEC, layers=2)),
     "small model": Arm("kinds", Small(), ()),
     "small model, blind": Arm("kinds", Small(sees=False), ()),
+    "small model, other words": Arm("kinds", Small(sees=False, vocabulary=1024), ()),
     "eagle3 of 1024 tokens": Arm(
         "kinds", replace(EAGLE3, vocabulary=1024), (replace(TOKENS, self_fed=3),)
     ),
@@ -258,6 +264,7 @@ def train_arm(
     """Train an arm to its end, if it is not."""
     (name, seed, folder), minutes = one, options.minutes
     arm = ARMS[name]
+    claim(folder, {"arm": asdict(arm), "seed": seed, "minutes": minutes})
     if (folder / "draft").exists():
         return
     print(f"training {folder.name}", flush=True)
@@ -296,12 +303,14 @@ def keep(draft: Any, folder: Path) -> None:
     unfinished = folder / "draft.tmp"
     shutil.rmtree(unfinished, ignore_errors=True)
     save_pretrained(draft.to(torch.bfloat16).eval(), unfinished)
-    unfinished.rename(folder / "draft")
+    replace_folder(unfinished, folder / "draft")
 
 
 def measure(target: Any, trained: Sequence[Trained], options: argparse.Namespace) -> None:
     """Answer the held-out questions with every draft by turns, and write what came of it."""
     asked = asked_of(options, "timed")
+    facts = {"tree": asdict(TREE), "weights": fingerprint(Path(locate(options.target)))}
+    claim(options.work, facts, "compared.json")
     drafts = {
         f"{name}, seed {seed}": load_draft(folder / "draft", target)[0]
         for name, seed, folder in trained
@@ -349,6 +358,10 @@ def further_drafts(
         found["query, int8"] = compress(query, "int8")
         found["query, rank 96"] = compress(query, "low_rank", 96)
         found["query, rank 48"] = compress(query, "low_rank", 48)
+    blind = drafts.get("text alone, seed 0")
+    if blind is not None:  # its stage of training has no pictures, so an adapter makes none of it
+        found["text alone, no image tokens"] = copy.deepcopy(blind)
+        found["text alone, no image tokens"].adapter = HiddenAdapter(target.hidden_size)
     pooling, other = drafts.get("pooling, seed 0"), drafts.get(f"{ALONE}, seed 0")
     if pooling is not None and other is not None:
         kinds: dict[str, list[Sample]] = {}
@@ -389,7 +402,7 @@ def trees_of(
                 rounds=1,
             )
             known[name] = asdict(best)
-            rewrite(path, known)
+            write_json(path, known)
         found[f"{name.split(', seed')[0]}, own tree"] = name, TreeShape(**known[name])
     return found
 
@@ -405,13 +418,6 @@ def size(draft: Any) -> dict[str, int]:
     counts = {name: sum(p.numel() for p in numbers) for name, numbers in found.items()}
     stored = (p.numel() * (2 if p.is_floating_point() else 1) for p in found["parameters"])
     return {**counts, "bytes": sum(stored)}
-
-
-def rewrite(path: Path, value: Any) -> None:
-    """A file of JSON that is always whole."""
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(value))
-    unfinished.replace(path)
 
 
 def ask(ways: Mapping[str, Engine], asked: Sequence[Question], path: Path) -> dict[str, Measured]:
@@ -437,7 +443,7 @@ def ask(ways: Mapping[str, Engine], asked: Sequence[Question], path: Path) -> di
                 found[label][name].append(round(getattr(result.stats, name), 6))
         for label, one in found.items():
             one[SAME].append(said[label] == said["plain"])
-        rewrite(path, found)
+        write_json(path, found)
         print(f"{place + 1} of {len(asked)} questions", flush=True)
     return found
 

@@ -26,11 +26,16 @@ DRAWS = 2000
 FULL = "query"
 """The arm that others are compared with: ViSpec."""
 TASKS = {"photo": "photograph", "caption": "scene", "vqa": "question", "read": "reading"}
+UNTRAINED = ("plain", "lookup", "lookup, own tree")
+"""Ways that have no seed."""
 WORDS = {
     "query": "query (ViSpec)",
     "none": "none (EAGLE)",
     "hidden": "hidden (HiViS)",
     "elastic": "elastic (SpecVLM)",
+    "text alone, no image tokens": "text alone, no image tokens (no vision)",
+    "resampler alone, on pooling's draft": "resampler alone, after pooling's minutes",
+    "small model, other words": "small model, other words (universal)",
 }
 """Arms as people call them."""
 
@@ -73,9 +78,13 @@ def seconds(way: Way, seeds: np.ndarray, places: np.ndarray) -> float:
 
 
 class Result:
-    """What was measured, by way; the seeds of an arm are one way."""
+    """What was measured, by way; the seeds of an arm are one way.
 
-    def __init__(self, stated: Mapping[str, Any]) -> None:
+    Args:
+        like: whose seeds differ as these would, where there is one seed of each.
+    """
+
+    def __init__(self, stated: Mapping[str, Any], like: Result | None = None) -> None:
         self.stated = stated
         self.tasks = np.array([task_of(key) for key in stated["questions"]])
         seeds: dict[str, list[Mapping[str, Any]]] = {}
@@ -87,7 +96,7 @@ class Result:
         }
         # Tables and pictures ask for the same comparisons, each of thousands of draws.
         self.ratio = cache(self._ratio)
-        self.spread = cache(self._spread)
+        self.spread = cache(self._spread) if like is None else like.spread
 
     def label(self, name: str) -> str:
         """What the first seed of a way is called."""
@@ -110,6 +119,8 @@ class Result:
         squares, freedom = 0.0, 0
         for name, way in self.ways.items():
             count = self.seeds(name)
+            if count < 2:
+                continue
             logs = np.log([measure(way, np.array([i]), self.places()) for i in range(count)])
             squares += float(((logs - logs.mean()) ** 2).sum())
             freedom += count - 1
@@ -130,8 +141,8 @@ class Result:
         found = measure(ways[0], every[0], places) / measure(ways[1], every[1], places)
         generator = np.random.default_rng(0)
         groups = [places[self.tasks[places] == task] for task in dict.fromkeys(self.tasks[places])]
-        # What is not trained has no seed, and what is made of another draft has its seed.
-        trained = [self.label(one) in self.stated["logs"] for one in (name, other)]
+        # What is made of another draft has its seed.
+        trained = [one not in UNTRAINED for one in (name, other)]
         deviation, freedom = (0.0, 0) if made else self.spread(measure)
         scale = deviation * sum(t / n for t, n in zip(trained, counts, strict=True)) ** 0.5
         drawn = []
@@ -145,7 +156,7 @@ class Result:
 
     def steps(self, name: str) -> str:
         """That an arm took, in all stages, as its first seed did."""
-        logs = self.stated["logs"].get(self.label(name))
+        logs = self.stated.get("logs", {}).get(self.label(name))
         return "" if logs is None else str(sum(lines[-1]["step"] for lines in logs.values()))
 
 
@@ -184,6 +195,7 @@ def rows(result: Result, names: Sequence[str], header: str) -> str:
         *(TASKS[task] for task in tasks),
         "all",
         f"against {FULL}",
+        "reading the prompt, ms",
         "draft, ms a pass",
         "speedup",
         "same text",
@@ -203,6 +215,7 @@ def rows(result: Result, names: Sequence[str], header: str) -> str:
             *(f"{result.value(acceptance, name, task):.2f}" for task in tasks),
             f"{result.value(acceptance, name):.2f}",
             "" if name == FULL else change(result.ratio(acceptance, name, FULL)),
+            f"{1000 * float(result.ways[name]['read_s'].mean()):.1f}",
             f"{per_pass(result, name, 'draft_s'):.2f}",
             times(speedup(result, name)),
             f"{int(same.sum())}/{same.size}",
@@ -223,12 +236,15 @@ def adapters(result: Result) -> str:
 
 
 def training(result: Result) -> str:
-    names = [FULL, "query, chain", *group(result, "training"), "none", "hidden", "text alone"]
+    blind = "text alone, no image tokens"
+    changed = [*group(result, "training"), "none", "hidden", "text alone", blind]
+    names = [FULL, "query, chain", *changed]
     return rows(result, names, "full system, or changed")
 
 
 def kinds(result: Result) -> str:
-    names = [FULL, *group(result, "kinds"), "query and lookup", "lookup", "the embedded draft"]
+    others = ["query and lookup", "lookup", "the embedded draft"]
+    names = [FULL, "none", *group(result, "kinds"), *others]
     return rows(result, names, "draft")
 
 
@@ -351,8 +367,12 @@ def draw_curves(result: Result, path: Path) -> None:
     save(figure, path, result)
 
 
-def shared(stated: Mapping[str, Any]) -> str:
-    """One adapter for two targets, beside one for each."""
+def shared(stated: Mapping[str, Any], like: Result) -> str:
+    """One adapter for two targets, beside one for each.
+
+    Args:
+        like: tells how much seeds differ.
+    """
     header = (
         "target",
         "adapter",
@@ -365,7 +385,7 @@ def shared(stated: Mapping[str, Any]) -> str:
     )
     cells = []
     for target, facts in stated["targets"].items():
-        result = Result({**stated, "measured": facts["measured"]})
+        result = Result({**stated, "measured": facts["measured"]}, like)
         for kind in ("own", "shared"):
             own = facts["sizes"][kind]["adapter_parameters"]
             common = facts["core"] if kind == "shared" else 0
@@ -446,8 +466,8 @@ def sections(folder: Path) -> dict[str, str]:
     if (result := drafts(folder)) is not None:
         for part in (conditions, adapters, training, kinds, own_trees, forms, aims):
             found[f"drafts-{part.__name__.replace('_', '-')}"] = part(result)
-    if (path := folder / "shared.json").exists():
-        found["drafts-shared"] = shared(json.loads(path.read_text()))
+        if (path := folder / "shared.json").exists():
+            found["drafts-shared"] = shared(json.loads(path.read_text()), result)
     if (path := folder / "training-costs.json").exists():
         stated = json.loads(path.read_text())
         found["training-costs"] = training_costs(stated)

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--questions", type=Path, required=True, help="folder of the questions")
     parser.add_argument("--work", type=Path, required=True, help="answers, features, drafts")
     parser.add_argument("--out", type=Path, required=True, help="the result")
-    parser.add_argument("--minutes", type=float, default=20, help="of one core, a target (20)")
+    parser.add_argument("--minutes", type=float, default=15, help="of one core, a target (15)")
     parser.add_argument("--small-minutes", type=float, default=40, help="for the target (40)")
     parser.add_argument("--learnt", type=int, default=8000, help="questions learnt from (8000)")
     parser.add_argument("--timed", type=int, default=120, help="questions that are timed (120)")

@@ -1,9 +1,9 @@
-"""A small sibling of a target, which learns from what the target said and from how sure it was.
+"""Small models that learn from what a target said: for drafts that are whole models.
 
-For drafts that are whole models, and for adapters that two targets share. It begins with a few of
-the target's decoder layers and has its tokenizer and vision tower. What it is shown are the
-target's own image tokens, through a matrix that it learns, so no tower runs while it does; at the
-end the matrix becomes part of its projector.
+A sibling begins with a few of the target's decoder layers, has its tokenizer and vision tower, and
+learns from how sure the target was. What it is shown are the target's own image tokens, through a
+matrix that it learns, so no tower runs while it does; at the end the matrix becomes part of its
+projector. A stranger has a vocabulary of its own, sees nothing, and learns from the text alone.
 """
 
 from __future__ import annotations
@@ -34,10 +34,27 @@ class Small:
 
     Attributes:
         sees: whether it is shown pictures; else it is a language model that knows nothing of them.
+        vocabulary: how many tokens it has of its own, where it has not the target's.
     """
 
     sees: bool = True
     layers: int = 4
+    vocabulary: int = 0
+
+
+def smaller(target: Target, layers: int, vocabulary: int) -> LlamaForCausalLM:
+    """A decoder of the first and the last layer of a target's, and some between them."""
+    config: Any = copy.deepcopy(target.text_config)
+    depth = config.num_hidden_layers
+    config.num_hidden_layers, config.layer_types = layers, None
+    config.vocab_size = vocabulary
+    decoder = LlamaForCausalLM(config)
+    theirs: Any = target.model.model.language_model
+    decoder.model.norm.load_state_dict(theirs.norm.state_dict())
+    for place, layer in enumerate(decoder.model.layers):
+        nearest = round(place * (depth - 1) / max(1, layers - 1))
+        layer.load_state_dict(theirs.layers[nearest].state_dict())
+    return decoder
 
 
 class Sibling(nn.Module):
@@ -45,19 +62,11 @@ class Sibling(nn.Module):
 
     def __init__(self, target: Target, shape: Small) -> None:
         super().__init__()
-        config: Any = copy.deepcopy(target.text_config)
-        depth = config.num_hidden_layers
-        config.num_hidden_layers, config.layer_types = shape.layers, None
-        self.decoder = LlamaForCausalLM(config)
+        self.decoder = smaller(target, shape.layers, target.vocab_size)
         theirs: Any = target.model
         self.decoder.lm_head.load_state_dict(theirs.lm_head.state_dict())
-        own, other = self.decoder.model, theirs.model.language_model
-        own.embed_tokens.load_state_dict(other.embed_tokens.state_dict())
-        own.norm.load_state_dict(other.norm.state_dict())
-        for place, layer in enumerate(own.layers):
-            # The first and the last, and some between them.
-            nearest = round(place * (depth - 1) / max(1, shape.layers - 1))
-            layer.load_state_dict(other.layers[nearest].state_dict())
+        words = theirs.model.language_model.embed_tokens
+        self.decoder.model.embed_tokens.load_state_dict(words.state_dict())
         size = target.hidden_size
         self.shown = nn.Linear(size, size, bias=False) if shape.sees else None
         if self.shown is not None:
@@ -99,6 +108,43 @@ class Sibling(nn.Module):
         return loss.sum(-1).mean(), {"accuracy": float(same)}
 
 
+class Stranger(nn.Module):
+    """A small decoder with a tokenizer of its own, made from what the target said."""
+
+    def __init__(self, target: Target, shape: Small, learnt: Sequence[Sample]) -> None:
+        super().__init__()
+        self.theirs = target.tokenizer
+        texts = (self.text(learnt[i]) for i in range(min(len(learnt), 4000)))
+        self.tokenizer = self.theirs.train_new_from_iterator(texts, shape.vocabulary)
+        self.decoder = smaller(target, shape.layers, len(self.tokenizer))
+        self._known: dict[str, Tensor] = {}
+
+    def text(self, sample: Sample) -> str:
+        """As a draft is given it: without pictures."""
+        # The last token, where there is one, is said behind the last position.
+        ids = torch.cat([sample.ids[sample.image_index < 0], sample.tokens[-1:]])
+        said: str = self.theirs.decode(ids[ids >= 0].tolist(), skip_special_tokens=False)
+        return said
+
+    def ids(self, sample: Sample) -> Tensor:
+        if sample.key not in self._known:
+            self._known[sample.key] = torch.tensor(self.tokenizer.encode(self.text(sample)))
+        return self._known[sample.key]
+
+    def weight(self, samples: Sequence[Sample]) -> int:
+        """How many tokens the mean loss of a batch is taken over."""
+        return sum(len(self.ids(sample)) - 1 for sample in samples)
+
+    def forward(self, samples: Sequence[Sample]) -> tuple[Tensor, dict[str, float]]:
+        """Cross-entropy of the text, and the share of tokens foreseen."""
+        ids = pad_sequence([self.ids(sample) for sample in samples], True, -1)
+        logits = self.decoder(ids[:, :-1].clamp(min=0), use_cache=False).logits
+        real = ids[:, 1:] >= 0
+        found, true = logits[real].float(), ids[:, 1:][real]
+        same = (found.argmax(-1) == true).float().mean()
+        return functional.cross_entropy(found, true), {"accuracy": float(same)}
+
+
 def train_small(
     target: Target,
     shape: Small,
@@ -111,20 +157,20 @@ def train_small(
 ) -> None:
     """Train it for some minutes and write it to `folder/draft`; goes on where it was."""
     torch.manual_seed(seed)
-    sibling = Sibling(target, shape).train()
     parts: Any = list(data)
     whole: Any = ConcatDataset(parts)
+    small = Stranger(target, shape, whole) if shape.vocabulary else Sibling(target, shape)
 
     def judged(_: nn.Module) -> dict[str, float]:
-        found = [sibling(heldout[i : i + 16]) for i in range(0, len(heldout), 16)]
+        found = [small(heldout[i : i + 16]) for i in range(0, len(heldout), 16)]
         return {
-            "heldout_divergence": sum(float(loss) for loss, _ in found) / len(found),
+            "heldout_loss": sum(float(loss) for loss, _ in found) / len(found),
             "heldout_accuracy": sum(n["accuracy"] for _, n in found) / len(found),
         }
 
     batches = Batches(whole, 16, seed)
     Trainer(
-        sibling,
+        small.train(),
         batches,
         lambda model, samples: model(samples),
         Settings(
@@ -137,30 +183,32 @@ def train_small(
         evaluate=judged,
         split=split,
         load=batches.load,
-        weigh=Sibling.weight,
+        weigh=small.weight,
     ).run()
-    write(target, sibling, folder / "draft.tmp")
+    write(target, small, folder / "draft.tmp")
     (folder / "draft.tmp").rename(folder / "draft")
 
 
-def write(target: Target, sibling: Sibling, folder: Path) -> None:
+def write(target: Target, small: Sibling | Stranger, folder: Path) -> None:
     """As a model that Hugging Face's classes load, beside its processor."""
-    model: Any = sibling.decoder
+    model: Any = small.decoder
     theirs: Any = target.model
-    if sibling.shown is not None:
+    processor = target.tokenizer if isinstance(small, Sibling) else small.tokenizer
+    if isinstance(small, Sibling) and small.shown is not None:
+        processor = target.processor
         config = copy.deepcopy(theirs.config)
-        config.text_config = sibling.decoder.config
+        config.text_config = small.decoder.config
         model = LlavaForConditionalGeneration(config)
         own, other = model.model, theirs.model
         own.vision_tower.load_state_dict(other.vision_tower.state_dict())
-        own.language_model.load_state_dict(sibling.decoder.model.state_dict())
-        model.lm_head.load_state_dict(sibling.decoder.lm_head.state_dict())
+        own.language_model.load_state_dict(small.decoder.model.state_dict())
+        model.lm_head.load_state_dict(small.decoder.lm_head.state_dict())
         first, last = other.multi_modal_projector.linear_1, other.multi_modal_projector.linear_2
-        into = sibling.shown.weight.detach()
+        into = small.shown.weight.detach()
         with torch.no_grad():
             own.multi_modal_projector.linear_1.load_state_dict(first.state_dict())
             own.multi_modal_projector.linear_2.weight.copy_(into @ last.weight)
             own.multi_modal_projector.linear_2.bias.copy_(into @ last.bias)
     model.generation_config = copy.deepcopy(theirs.generation_config)
     model.to(torch.bfloat16).save_pretrained(folder)
-    (target.tokenizer if sibling.shown is None else target.processor).save_pretrained(folder)
+    processor.save_pretrained(folder)

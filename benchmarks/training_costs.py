@@ -16,6 +16,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -161,7 +162,7 @@ def trained(mode: str, work: Path, seconds: float) -> dict[str, float]:
         samples = Online(target, questions, read_answers(work / "answers"))
     else:
         samples = Store(work / mode, target)
-    loaded = peak = held_mb()
+    loaded = held_mb()
     wanted = DraftRecipe(adapter={"kind": "query", "heads": 3, "queries": 2})
     draft: Any = new_draft(target, wanted).float().train()
     recipe = read_recipe(RECIPES / "embedded.toml").stages[-1]
@@ -171,6 +172,7 @@ def trained(mode: str, work: Path, seconds: float) -> dict[str, float]:
     optimizer = torch.optim.AdamW(draft.parameters(), lr=recipe.learning_rate, fused=True)
     batch = Batches(samples, recipe.batch, 0)
     begun, step, positions, tokens = 0.0, 0, 0, 0
+    peak = Peak()
     while not begun or time.perf_counter() - begun < seconds:
         (chosen,) = batch.load(batch(step))
         with torch.autocast("cpu", torch.bfloat16):
@@ -179,7 +181,6 @@ def trained(mode: str, work: Path, seconds: float) -> dict[str, float]:
         loss.backward()
         optimizer.step()
         step += 1
-        peak = max(peak, held_mb())
         if begun:
             positions += sum(len(sample.ids) for sample in chosen)
             tokens += sum(len(sample.tokens) for sample in chosen)
@@ -192,8 +193,26 @@ def trained(mode: str, work: Path, seconds: float) -> dict[str, float]:
         "tokens_per_s": tokens / spent,
         "positions_per_s": positions / spent,
         "loaded_mb": loaded,
-        "peak_mb": peak,
+        "peak_mb": peak.stop(),
     }
+
+
+class Peak(threading.Thread):
+    """The most memory that is held at any time, looked at from beside: activations come and go."""
+
+    def __init__(self, every_s: float = 0.01) -> None:
+        super().__init__(daemon=True)
+        self.every_s, self.most, self.over = every_s, 0.0, threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while not self.over.wait(self.every_s):
+            self.most = max(self.most, held_mb())
+
+    def stop(self) -> float:
+        self.over.set()
+        self.join()
+        return self.most
 
 
 def held_mb() -> float:

@@ -11,7 +11,7 @@ from vispec.runs import claim
 
 
 def test_a_folder_is_of_one_run(tmp_path: Path) -> None:
-    facts = {"weights": {"target": "a"}, "items": [2, 1, 6]}
+    facts = {"weights": {"target": "a"}, "items": [2, 1, 6], "sizes": (1, 2)}
     claim(tmp_path / "new" / "folder", facts)
     claim(tmp_path / "new" / "folder", facts)
     with pytest.raises(VispecError, match=r"another run: items was \[2, 1, 6\], now it is \[3"):

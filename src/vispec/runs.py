@@ -22,7 +22,7 @@ def claim(folder: Path, facts: Mapping[str, Any], name: str = "run.json") -> Non
     Raises:
         VispecError: if the folder was claimed with other facts.
     """
-    path = folder / name
+    path, facts = folder / name, json.loads(json.dumps(facts))
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -157,3 +158,59 @@ def test_pictures_are_the_same_for_the_same_numbers(tmp_path: Path) -> None:
         one, two = (tmp_path / f"{kind}{name}.svg" for name in ("one", "two"))
         assert one.read_bytes() == two.read_bytes()
         assert "none (EAGLE)" in one.read_text() or kind
+
+
+def test_a_shared_adapter_is_judged_by_how_seeds_of_others_differ() -> None:
+    ways = {"plain": [10] * 4, "own": [4] * 4, "shared": [5] * 4}
+    facts = {
+        "sizes": {kind: {"adapter_parameters": 3_000_000} for kind in ("own", "shared")},
+        "core": 1_000_000,
+        "measured": {name: measured(passes, 1.0) for name, passes in ways.items()},
+    }
+    stated = {"questions": KEYS, "targets": {"embedded": facts}}
+    table = report.shared(stated, report.Result(STATED)).splitlines()
+    assert "| 3.00 | 0.00 | 2.50 |  |" in table[2]
+    # One degree of freedom of the others: nothing is claimed.
+    assert "| 3.00 | 1.00 | 2.00 | -20.0 % (" in table[3]
+
+
+def test_every_section_of_the_page_is_written(tmp_path: Path) -> None:
+    """From files as the benchmarks write them, of all that they measure."""
+    names = ("text alone_0", "query_0", "query_1", "none_0", "eagle3_0", "fused_0", "hidden_0")
+    stated = result(
+        plain=measured([10] * 4, 2.0), **{name: measured([4, 5, 4, 5], 1.0) for name in names}
+    )
+    more = ("query, own tree", "lookup", "selector", "query, int8", "query, rank 48")
+    for name in (*more, "query and lookup", "query, chain", "the embedded draft"):
+        stated["measured"][name] = measured([6] * 4, 1.0)
+        stated["ways"][name] = stated["ways"]["query, seed 0"]
+    groups = {"text alone": "kinds", "eagle3": "kinds", "fused": "training", "hidden": "adapters"}
+    stated["arms"] |= {name: {"group": group} for name, group in groups.items()}
+    machine = {"threads": 2, "processor": "x", "torch": "2", "transformers": "5"}
+    facts = {"machine": machine, "date": "a day", "command": "python x", "commit": "abc"}
+    stated |= {"minutes": 15.0, **facts}
+    shared = {
+        "sizes": {kind: {"adapter_parameters": 3} for kind in ("own", "shared")},
+        "core": 1,
+        "measured": {name: measured([5] * 4, 1.0) for name in ("plain", "own", "shared")},
+    }
+    run = {"tokens_per_s": 5.0, "positions_per_s": 9.0, "peak_mb": 300.0}
+    adapter = {"adapter": "query", "parameters": 9, "tokens": 1, "global": True, "ms": 1.0}
+    costs = {
+        "runs": {"online": [run], "int8": [run]},
+        "kept": {"int8": {"bytes": 200.0}},
+        "adapters": [{**adapter, "size": size} for size in ("embedded", "7B")],
+    }
+    files = {
+        "drafts": stated,
+        "shared": {"questions": KEYS, "targets": {"embedded": shared}},
+        "training-costs": costs,
+    }
+    for name, value in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    found = report.sections(tmp_path)
+    parts = ("conditions", "adapters", "training", "kinds", "own-trees", "forms", "aims", "shared")
+    assert set(found) == {f"drafts-{part}" for part in parts} | {"training-costs", "adapter-costs"}
+    assert all("nan" not in text and len(text) > 40 for text in found.values())
+    assert "| selector |" in found["drafts-forms"]
+    assert "ViSpec's draft has 1." in found["drafts-aims"]

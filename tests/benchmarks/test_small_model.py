@@ -1,0 +1,50 @@
+"""Small models for benchmarks learn from what a target said, and draft for it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import talking
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from small_model import Small, train_small
+from vispec.decoding.engine import Engine
+from vispec.drafts.language_model import LanguageModelDraft
+from vispec.drafts.universal import UniversalDraft
+from vispec.loading_drafts import load_draft
+from vispec.training.curves import read_log
+from vispec.training.distill import Question, distill
+from vispec.training.features import Online
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [
+        (Small(layers=2), LanguageModelDraft),
+        (Small(sees=False, layers=2), LanguageModelDraft),
+        (Small(sees=False, layers=2, vocabulary=300), UniversalDraft),
+    ],
+    ids=["sees", "blind", "other words"],
+)
+def test_it_learns_and_drafts(tmp_path: Path, shape: Small, kind: type) -> None:
+    target = talking.target(torch.float32)
+    asked = [
+        Question(str(i), f"the {talking.LETTERS[i]}", [lambda i=i: talking.picture(i)])
+        for i in range(8)
+    ]
+    answers = distill(Engine(target), asked, tmp_path / "answers", max_new_tokens=16)
+    samples = list(Online(target, asked, answers))
+    train_small(target, shape, [samples], samples[:3], tmp_path, 0.03)
+    lines = read_log(tmp_path / "stages" / "whole")
+    assert lines[-1]["heldout_loss"] < lines[0].get("loss", 99)
+    draft, _ = load_draft(tmp_path / "draft", target)
+    assert type(draft) is kind
+    engine = Engine(target, draft)
+    for question in asked[:2]:
+        request = question.request(16, 0)
+        plain = engine.generate(request, speculate=False)
+        assert engine.generate(request).token_ids == plain.token_ids
