@@ -231,6 +231,60 @@ def test_a_run_goes_on_where_it_was_and_begins_from_another(
     assert {k.split(".")[0] for k, v in same.items() if not v} == {"adapter", "img_fc"}
 
 
+SPREAD = """
+import os, sys
+import torch
+from pathlib import Path
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+sys.path[:0] = {path!r}
+from training.test_pipeline import KINDS, wanted
+from vispec.training import pipeline, trainer
+# What accelerate does where there are several accelerators, which it does not offer on CPUs.
+Accelerator.distributed_type = property(lambda self: DistributedType.FSDP)
+Accelerator.is_fsdp2 = property(lambda self: True)
+AcceleratorState.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+step = trainer.Trainer._step
+def spread(self):
+    assert "DTensor" in str(type(next(self.running.parameters())))
+    return step(self)
+trainer.Trainer._step = spread
+target, asked, out = map(Path, sys.argv[1:])
+pipeline.train(wanted(target, asked, **KINDS["vispec"][0]), out)
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+# gloo's threads do not always survive the interpreter's end.
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_a_draft_whose_weights_are_spread_over_processes_is_that_of_one(
+    target: Path, asked: Path, tmp_path: Path
+) -> None:
+    """As FSDP 2 does it, through both stages."""
+    pipeline.train(wanted(target, asked, **KINDS["vispec"][0]), tmp_path / "whole")
+    script = tmp_path / "script.py"
+    script.write_text(SPREAD.format(path=sys.path))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", "2", str(script), str(target), str(asked)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [*command, str(tmp_path / "spread")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
+    assert ran.returncode == 0, ran.stderr
+    one, other = (vispec.from_pretrained(tmp_path / n / "draft") for n in ("whole", "spread"))
+    for key, value in one.state_dict().items():
+        # In bfloat16 of float32 sums that were added up in another order.
+        other_value = other.state_dict()[key].float()
+        torch.testing.assert_close(value.float(), other_value, rtol=0, atol=4e-3)
+
+
 DIES = """
 import functools, os, signal, sys
 from pathlib import Path
