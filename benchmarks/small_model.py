@@ -26,6 +26,7 @@ from vispec.targets import Target
 from vispec.training.draft import Batches, Beside, split
 from vispec.training.features import Sample
 from vispec.training.trainer import Settings, Trainer
+from vispec.writing import replace_folder
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def train_small(
         weigh=small.weight,
     ).run()
     write(target, small, folder / "draft.tmp")
-    (folder / "draft.tmp").rename(folder / "draft")
+    replace_folder(folder / "draft.tmp", folder / "draft")
 
 
 def write(target: Target, small: Sibling | Stranger, folder: Path) -> None:
