@@ -102,8 +102,9 @@ def own_words(words: Tensor, embeddings: Tensor, image_index: Tensor) -> Tensor:
 
 def read(draft: SequentialDraft, seen: Sequence[Seen]) -> Reading:
     """Lay out texts, each as if it were alone."""
-    words = torch.cat([one.embeddings[1:] for one in seen])
-    features = torch.cat([one.features for one in seen])
+    # Together before they are converted, where they are kept in other numbers: texts are many.
+    words = torch.cat([one.embeddings[1:] for one in seen]).to(draft.dtype)
+    features = torch.cat([one.features for one in seen]).to(draft.dtype)
     image = torch.cat([one.image_index[1:] for one in seen])
     device = words.device
     lengths = [len(one.features) for one in seen]
@@ -184,5 +185,7 @@ def _compress(adapter: Adapter, seen: Sequence[Seen], images: _Images) -> Compre
     for one in seen:
         text = one.image_index[: one.prompt] < 0
         asked.append(one.embeddings[: one.prompt][text].mean(0).nan_to_num())
-    compressed: Compressed = adapter(images.visual, images.mask, torch.stack(asked)[images.owner])
+    compressed: Compressed = adapter(
+        images.visual, images.mask, torch.stack(asked).to(images.visual.dtype)[images.owner]
+    )
     return compressed

@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from vispec.drafts.reading import Seen, own_words
@@ -136,10 +135,10 @@ class Stage(nn.Module):
         """The mean loss over all answer positions, and the share of tokens guessed right."""
         asked = _Asked.of(samples, self.draft)
         if self.training and any(self.noise):
-            asked = replace(asked, seen=[_disturbed(one, *self.noise) for one in asked.seen])
+            asked = replace(asked, seen=_disturbed(asked.seen, *self.noise))
         passes = unroll(self.draft, asked, self.self_fed)
         work = partial(self._block, passes.guesses, asked)
-        total, right = in_blocks(work, asked.real.nonzero(), self._beside.head.out_features)
+        total, right = in_blocks(work, asked.rows, self._beside.head.out_features)
         if passes.loss is not None:
             # Weighed as the whole is, by answers, so that it does not matter how batches are split.
             count = asked.real.sum(1)
@@ -151,7 +150,8 @@ class Stage(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Of some positions `[m, 2]`: their mean loss, and of each pass rows right and in all."""
         target, head = self._beside.target, self._beside.head
-        hidden = asked.hidden[block[:, 0], block[:, 1]]
+        here = block.to(asked.hidden.device)
+        hidden = asked.hidden[here[:, 0], here[:, 1]]
         with torch.no_grad():
             true_logits = target.logits(hidden.to(target.dtype)).float()
         if self.draft.token_map is not None:
@@ -162,11 +162,12 @@ class Stage(nn.Module):
         for turn, guessed in enumerate(guesses):
             # Behind an answer's first positions there is no chain that long; a mean over all of
             # them leaves every batch its due weight.
-            deep = block[:, 1] >= turn
-            count = int(deep.sum())
+            deep = (block[:, 1] >= turn).nonzero()[:, 0]
+            count = len(deep)
             if not count:
                 continue
-            feature = guessed[block[deep, 0], block[deep, 1]]
+            deep = deep.to(here.device)
+            feature = guessed[here[deep, 0], here[deep, 1]]
             logits, true = self.draft.logits(feature, head).float(), true_logits[deep]
             guess = Guess(feature.float(), hidden[deep].float(), logits, true)
             total = total + self.decay**turn / scale * count / len(block) * self.loss(guess)
@@ -208,7 +209,8 @@ class _Asked:
     """A batch of samples, padded behind.
 
     Attributes:
-        seen: what the draft reads of each.
+        seen: what the draft reads of each, in the numbers that it is kept in.
+        rows: `[m, 2]` all positions there are, on the CPU; a device is not asked for them.
         real: `[b, a]`, which positions there are.
         place: `[a]`, counted from an answer's first.
         words: `[b, a, d]` embeddings at the answer's positions.
@@ -218,6 +220,7 @@ class _Asked:
     """
 
     seen: list[Seen]
+    rows: Tensor
     real: Tensor
     place: Tensor
     words: Tensor
@@ -230,27 +233,41 @@ class _Asked:
         device, dtype = next(draft.parameters()).device, draft.dtype
         seen, words = [], []
         for sample in samples:
-            embeddings = sample.embeddings.to(device, dtype)
+            embeddings, index = sample.embeddings.to(device), sample.image_index.to(device)
             if draft.embed_tokens is not None:
                 own = draft.embed_tokens(sample.ids.to(device))
-                embeddings = own_words(own, embeddings, sample.image_index.to(device))
-            features, index = sample.features[:-1].to(device, dtype), sample.image_index.to(device)
-            seen.append(Seen(embeddings, features, index, sample.answer_start))
+                embeddings = own_words(own, embeddings, index)
+            seen.append(
+                Seen(embeddings, sample.features[:-1].to(device), index, sample.answer_start)
+            )
             words.append(embeddings[sample.answer_start :])
-        count = torch.tensor([len(sample.tokens) for sample in samples], device=device)
-        place = torch.arange(int(count.max()), device=device)
-        answered = [s.hidden[s.answer_start :].to(device, dtype) for s in samples]
-        hidden = pad_sequence(answered, True)
-        real = place < count[:, None]
+        lengths = [len(sample.tokens) for sample in samples]
+        place = torch.arange(max(lengths), device=device)
         return cls(
             seen,
-            real,
+            torch.stack(_places(lengths), 1),
+            place < torch.tensor(lengths, device=device)[:, None],
             place,
-            pad_sequence(words, True),
-            hidden,
-            pad_sequence([sample.tokens.to(device) for sample in samples], True, -1),
+            padded(words).to(dtype),
+            padded([s.hidden[s.answer_start :].to(device) for s in samples]).to(dtype),
+            padded([sample.tokens.to(device) for sample in samples], -1),
             [sample.positions.to(device) for sample in samples],
         )
+
+
+def _places(lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Row and place in it of everything in rows of these lengths, one row behind another."""
+    count = torch.tensor(lengths)
+    row = torch.repeat_interleave(count)
+    return row, torch.arange(len(row)) - (count.cumsum(0) - count)[row]
+
+
+def padded(parts: Sequence[Tensor], fill: int = 0) -> Tensor:
+    """`[b, n, …]` of `b` parts `[n, …]`, padded behind; in few kernels however many there are."""
+    flat, lengths = torch.cat(list(parts)), [len(part) for part in parts]
+    row, place = (index.to(flat.device) for index in _places(lengths))
+    out = flat.new_full((len(parts), max(lengths), *flat.shape[1:]), fill)
+    return out.index_put((row, place), flat)
 
 
 @dataclass(frozen=True)
@@ -285,12 +302,12 @@ def unroll(draft: SequentialDraft, asked: _Asked, self_fed: int) -> Passes:
     """Guess behind every position of every answer, and on from there `self_fed` times."""
     reading = draft.read(asked.seen)
     rows = reading.rows
-    hidden = pad_sequence([r.hidden for r in rows], batch_first=True)
-    places = pad_sequence([r.position for r in rows], batch_first=True)
+    hidden = padded([r.hidden for r in rows])
+    places = padded([r.position for r in rows])
     if draft.follows_positions:
         seen_at = zip(asked.positions, rows, strict=True)
         own = [spot.expand(3, -1)[:, r.position].T for spot, r in seen_at]
-        places = pad_sequence(own, batch_first=True).movedim(-1, 0)
+        places = padded(own).movedim(-1, 0)
     keys = _Keys()
     # Padding comes last, where a causal mask hides it from every real row.
     out = draft(hidden, places, cache=keys)  # type: ignore[arg-type]
@@ -339,11 +356,23 @@ def acceptance(
     return walked(right, asked.tokens.cpu(), asked.real.cpu())
 
 
-def _disturbed(seen: Seen, noise: float, relative: float) -> Seen:
+def _disturbed(seen: Sequence[Seen], noise: float, relative: float) -> list[Seen]:
     """With noise on what is read of the target."""
-    features = seen.features
-    reach = noise * 512 / max(1, len(features)) + 2 * relative * features.std()
-    return replace(seen, features=features + reach * (torch.rand_like(features) - 0.5))
+    lengths = [len(one.features) for one in seen]
+    flat = torch.cat([one.features for one in seen]).float()
+    owner = _places(lengths)[0].to(flat.device)
+    length = torch.tensor(lengths, device=flat.device, dtype=flat.dtype)
+    count = length * flat.shape[1]
+
+    def summed(numbers: Tensor) -> Tensor:
+        return torch.zeros_like(length).index_add(0, owner, numbers.sum(1))
+
+    mean = summed(flat) / count
+    spread = (summed((flat - mean[owner, None]) ** 2) / (count - 1).clamp(min=1)).sqrt()
+    reach = noise * 512 / length.clamp(min=1) + 2 * relative * spread
+    flat = flat + reach[owner, None] * (torch.rand_like(flat) - 0.5)
+    found = flat.split(lengths)
+    return [replace(one, features=part) for one, part in zip(seen, found, strict=True)]
 
 
 class FrozenHead(nn.Linear):

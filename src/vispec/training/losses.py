@@ -109,9 +109,9 @@ def weighted(weights: Mapping[str, float]) -> Callable[[Guess], Tensor]:
     return total
 
 
-def accuracy(logits: Tensor, true_logits: Tensor) -> float:
-    """Share of positions where both would say the same token."""
-    return (logits.argmax(-1) == true_logits.argmax(-1)).float().mean().item()
+def accuracy(logits: Tensor, true_logits: Tensor) -> Tensor:
+    """Share of positions where both would say the same token; left on its device."""
+    return (logits.argmax(-1) == true_logits.argmax(-1)).float().mean()
 
 
 def _divergence(true_logits: Tensor, logits: Tensor) -> Tensor:
