@@ -5,9 +5,10 @@
         --out benchmarks/results/drafts.json
 
 Every arm is trained for the same minutes of one core (of its own computing, whatever else the
-machine does), on the same answers and features, with the same seeds and no trial runs; then
-ViSpec's adapter and the others that lead, four in all, get two further seeds. All of them answer
-the same held-out questions by turns, plainly decoded answers among them.
+machine does), on the same answers and features, with the same seeds, at learning rates and with
+losses that ten trials of six minutes chose on ViSpec's adapter; then that one and the others that
+lead, four in all, get two further seeds. All of them answer the same held-out questions by turns,
+plainly decoded answers among them.
 
 `--part 1/2` and `--part 2/2`, at once, train half of the arms each; without it, what is not yet
 trained is trained, and everything measured. All of it resumes: an arm that is trained is not
@@ -55,6 +56,7 @@ from vispec.training.curves import read_log
 from vispec.training.distill import Question, distill, read_answers
 from vispec.training.drafts import new_draft
 from vispec.training.features import Sample, Store, collect
+from vispec.training.losses import MULTIMODAL_STAGE
 from vispec.training.questions import Source, questions
 from vispec.training.recipe import RECIPES, DraftRecipe, Recipe, StageRecipe, read_recipe
 from vispec.training.recipes.embedded_questions import task_of
@@ -82,7 +84,6 @@ TOKENS = replace(
     SHOWN,
     losses={"soft_cross_entropy": 1.0},
     minutes=1.0,
-    learning_rate=1e-3,
     relative_noise=0.0,
 )
 """Of drafts that guess tokens rather than features."""
@@ -133,6 +134,8 @@ ARMS: dict[str, Arm] = {
     "without the text stage": Arm("training", VISPEC, (replace(SHOWN, minutes=1.0),)),
     "without self-fed passes": Arm("training", VISPEC, (TEXT, replace(SHOWN, self_fed=0))),
     "three self-fed passes": Arm("training", VISPEC, (TEXT, replace(SHOWN, self_fed=3))),
+    "the paper's losses": Arm("training", VISPEC, (TEXT, replace(SHOWN, losses=MULTIMODAL_STAGE))),
+    "without Muon": Arm("training", VISPEC, (replace(TEXT, muon=0.0), replace(SHOWN, muon=0.0))),
     "fused features": Arm("training", DraftRecipe(adapter=QUERY, aux_layers=[*LAYERS])),
     ALONE: Arm(
         "training",
@@ -178,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--questions", type=Path, required=True, help="folder of the questions")
     parser.add_argument("--work", type=Path, required=True, help="answers, features, drafts")
     parser.add_argument("--out", type=Path, required=True, help="the result")
-    parser.add_argument("--minutes", type=float, default=15, help="of one core, for an arm (15)")
+    parser.add_argument("--minutes", type=float, default=10, help="of one core, for an arm (10)")
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
     parser.add_argument("--leaders", type=int, default=4, help="adapters with three seeds (4)")
     parser.add_argument("--part", default="1/1", metavar="K/N", help="of the arms, to train alone")

@@ -300,7 +300,8 @@ def conditions(result: Result) -> str:
     deviation, freedom = result.spread(acceptance)
     return (
         f"{stated['minutes']:.0f} minutes of one core for every arm, on the same"
-        f" answers and features, no trial runs; then {len(stated['questions'])} held-out questions"
+        " answers and features, at rates and with losses that trials on ViSpec's adapter chose;"
+        f" then {len(stated['questions'])} held-out questions"
         f" ({counts}) that all answer by turns, greedily, on {machine['threads']} threads of"
         f" {machine['processor']}; a tree of {tree['size']} nodes, depth {tree['depth']}, width"
         f" {tree['width']} for all. torch {machine['torch']}, transformers"

@@ -30,7 +30,7 @@ from vispec.loading_targets import load_target
 from vispec.targets import Target
 from vispec.training import pipeline
 from vispec.training.distill import Question, distill
-from vispec.training.draft import Batches, Stage
+from vispec.training.draft import Batches, Stage, matrices
 from vispec.training.drafts import new_draft
 from vispec.training.features import Sample, Store, collect
 from vispec.training.recipe import DraftRecipe, Recipe
@@ -154,8 +154,10 @@ def train_shared(
         for draft, target in zip(drafts, targets, strict=True)
     ]
     batches = InTurn([Batches(own[0], SHOWN.batch, 0) for own in data])
+    module = SharedStages(stages)
+    by_muon = matrices(module) if SHOWN.muon else ()
     Trainer(
-        SharedStages(stages),
+        module,
         batches,
         lambda model, turn: model(turn),
         Settings(
@@ -163,6 +165,7 @@ def train_shared(
             SHOWN.learning_rate,
             budget_s=minutes * 60 * len(targets),
             clip_norm=SHOWN.clip,
+            matrix_rate=SHOWN.muon,
             evaluate_s=minutes * 15 * len(targets),
             clock=time.process_time,
         ),
@@ -171,6 +174,7 @@ def train_shared(
             for number, target in enumerate(targets)
             for name, value in pipeline.judged(drafts[number], target, data[number][1]).items()
         },
+        hidden=lambda name, _: name in by_muon,
         split=split_turn,
         load=batches.load,
         weigh=weigh_turn,

@@ -30,11 +30,12 @@ from vispec.evaluation.conditions import commit, conditions
 from vispec.loading_drafts import load_draft
 from vispec.loading_targets import load_target
 from vispec.training.distill import distill, read_answers
-from vispec.training.draft import Batches, Stage
+from vispec.training.draft import Batches, Stage, matrices
 from vispec.training.drafts import new_draft
 from vispec.training.features import Online, Store, collect
 from vispec.training.recipe import RECIPES, DraftRecipe, read_recipe
 from vispec.training.recipes.embedded_questions import scene_questions
+from vispec.training.trainer import Settings, optimizers_of
 
 MODES = ("online", "float32", "bfloat16", "int8")
 SIZES = {"embedded": (192, 3, 144), "7B": (4096, 32, 576)}
@@ -169,7 +170,9 @@ def trained(mode: str, work: Path, seconds: float) -> dict[str, float]:
     stage = Stage(
         draft, target, recipe.losses, self_fed=recipe.self_fed, relative_noise=recipe.relative_noise
     )
-    optimizer = torch.optim.AdamW(draft.parameters(), lr=recipe.learning_rate, fused=True)
+    by_muon = matrices(stage) if recipe.muon else ()
+    wanted_rates = Settings(work, recipe.learning_rate, budget_steps=1, matrix_rate=recipe.muon)
+    optimizers = optimizers_of(stage, wanted_rates, lambda name, _: name in by_muon)
     batch = Batches(samples, recipe.batch, 0)
     begun, step, positions, tokens = 0.0, 0, 0, 0
     peak = Peak()
@@ -177,9 +180,10 @@ def trained(mode: str, work: Path, seconds: float) -> dict[str, float]:
         (chosen,) = batch.load(batch(step))
         with torch.autocast("cpu", torch.bfloat16):
             loss, _ = stage(chosen)
-        optimizer.zero_grad(set_to_none=True)
+        stage.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         step += 1
         if begun:
             positions += sum(len(sample.ids) for sample in chosen)

@@ -112,6 +112,42 @@ KINDS: dict[str, tuple[dict[str, Any], type]] = {
 }
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_muon_trains_the_matrices_where_a_stage_says_so(
+    target: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+
+    class Looking(pipeline.Trainer):
+        def run(self) -> Any:
+            made.append(self)
+
+    monkeypatch.setattr(pipeline, "Trainer", Looking)
+    loaded = vispec.load(target).target
+    wish = DraftRecipe(**KINDS[kind][0])
+    fewer = torch.arange(30) if wish.vocabulary else None
+    draft: Any = new_draft(loaded, wish, token_map=fewer).train()
+    whole = wanted(target, tmp_path)
+    for muon in (0.0, 3.0):
+        stage = replace(whole.stages[1], muon=muon, name=f"muon {muon}", self_fed=0)
+        pipeline.run_stage(draft, loaded, stage, [["sample"]], [], tmp_path, whole)  # type: ignore[list-item]
+    alone, with_muon = made
+    assert len(alone.optimizers) == 1
+    adam, muon_ = with_muon.optimizers
+    names = {id(p): name for name, p in draft.named_parameters()}
+    taken = {names[id(p)] for group in muon_.param_groups for p in group["params"]}
+    left = {names[id(p)] for group in adam.param_groups for p in group["params"]}
+    assert taken | left == set(names.values())
+    assert not taken & left
+    assert muon_.param_groups[0]["lr"] == pytest.approx(3 * adam.param_groups[0]["lr"])
+    assert {n for n in left if n.endswith("lm_head.weight") or "norm" in n} == {
+        n for n in names.values() if n.endswith("lm_head.weight") or "norm" in n
+    }
+    assert all(draft.get_parameter(name).ndim == 2 for name in taken)
+    if kind != "medusa":
+        assert {n for n in names.values() if n.endswith("_proj.weight")} <= taken
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_draft_is_trained_and_used(
@@ -187,6 +223,7 @@ def test_a_run_goes_on_where_it_was_and_begins_from_another(
     target: Path, asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = wanted(target, asked, adapter=ADAPTERS["query"])
+    whole = replace(whole, stages=[whole.stages[0], replace(whole.stages[1], muon=2.0)])
     pipeline.train(whole, tmp_path / "whole")
     kept = tmp_path / "killed"
     with monkeypatch.context() as patch:

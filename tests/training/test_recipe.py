@@ -179,7 +179,9 @@ COME_ALONG = sorted(path.stem for path in RECIPES.glob("*.toml"))
 def test_recipes_that_come_along_have_the_papers_stages(name: str) -> None:
     text, multimodal = read_recipe(RECIPES / f"{name}.toml").stages
     assert (text.name, text.losses) == ("text", losses.TEXT_STAGE)
-    assert (multimodal.name, multimodal.losses) == ("multimodal", losses.MULTIMODAL_STAGE)
+    # At the built-in target's size, one more loss made much better drafts.
+    more = {"soft_cross_entropy": 4.0} if name == "embedded" else {}
+    assert (multimodal.name, multimodal.losses) == ("multimodal", losses.MULTIMODAL_STAGE | more)
     assert (text.self_fed, multimodal.self_fed) == (0, 1)
 
 

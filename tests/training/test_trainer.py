@@ -298,6 +298,7 @@ def test_weights_that_are_spread_over_processes_train_as_whole_ones(tmp_path: Pa
         ("DEEPSPEED", 2, {}, "DEEPSPEED, which steps"),
         ("FSDP", 1, {}, "under FSDP 1"),
         ("FSDP", 2, {"ema": 0.9}, "running mean"),
+        ("FSDP", 2, {"muon": True}, "Muon needs whole matrices"),
     ],
 )
 def test_what_cannot_train_a_draft_is_named(
@@ -310,8 +311,9 @@ def test_what_cannot_train_a_draft_is_named(
 ) -> None:
     monkeypatch.setattr(Accelerator, "distributed_type", getattr(DistributedType, kind))
     monkeypatch.setattr(Accelerator, "is_fsdp2", version == 2)
+    muon = changes.pop("muon", False)
     with pytest.raises(SettingsError, match=words):
-        Trainer(fresh(), batches, loss, settings(tmp_path, **changes))
+        Trainer(fresh(), batches, loss, settings(tmp_path, **changes), hidden=lambda name, _: muon)
 
 
 DIES = """

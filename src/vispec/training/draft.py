@@ -87,6 +87,15 @@ def split(batch: Sequence[Part], parts: int) -> list[list[Part]]:
     return [list(batch[i::parts]) for i in range(min(parts, len(batch)))]
 
 
+def matrices(module: nn.Module) -> frozenset[str]:
+    """Names of the weights of linear layers, which Muon may train.
+
+    Not those of heads: their rows are tokens, about most of which a batch has nothing to say.
+    """
+    layers = (name for name, part in module.named_modules() if isinstance(part, nn.Linear))
+    return frozenset(f"{name}.weight" for name in layers if not name.endswith("lm_head"))
+
+
 class Beside:
     """A target and its LM head, which a module that holds this does not train, copy or keep."""
 

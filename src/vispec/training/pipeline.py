@@ -46,7 +46,7 @@ from vispec.targets import Target
 from vispec.training.chains import joined
 from vispec.training.curves import draw
 from vispec.training.distill import Answers, Question, digest, distill, read_answers
-from vispec.training.draft import Batches, Stage, acceptance, split
+from vispec.training.draft import Batches, Stage, acceptance, matrices, split
 from vispec.training.drafts import frequent, new_draft
 from vispec.training.features import Online, Sample, Store, collect
 from vispec.training.medusa import MedusaStage, medusa_acceptance
@@ -318,6 +318,7 @@ def run_stage(
             relative_noise=stage.relative_noise,
             decay=stage.decay,
         )
+    by_muon = matrices(module) if stage.muon else ()
     parts: Any = data
     whole: Any = ConcatDataset(parts)
     batches = Batches(whole, stage.batch, recipe.seed, stage.positions)
@@ -332,6 +333,7 @@ def run_stage(
             budget_steps=stage.steps or None,
             warmup_share=stage.warmup,
             weight_decay=stage.weight_decay,
+            matrix_rate=stage.muon,
             clip_norm=stage.clip,
             clip_value=stage.clip_value,
             autocast=stage.bf16,
@@ -349,6 +351,7 @@ def run_stage(
         },
         split=split,
         load=batches.load,
+        hidden=lambda name, _: name in by_muon,
         weigh=Stage.weight,
         names=lambda samples: ", ".join(sample.key for sample in samples),
         origin=origin,

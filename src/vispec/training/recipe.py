@@ -97,6 +97,8 @@ class StageRecipe:
         decay: weight of each pass, or of each head, relative to the one before.
         train: what learns; the rest is frozen.
         batch: samples a step, over all processes.
+        muon: learning rate of Muon, which then trains the matrices of the draft's linear layers, as
+            a multiple of the others'; 0 for AdamW alone. Not where FSDP spreads weights.
         positions: of what a device runs at once, padding among them; a longer batch is taken apart.
         patience: evaluations without a longer acceptance, after which the stage ends, with the
             weights of the longest; 0 for none.
@@ -120,6 +122,7 @@ class StageRecipe:
     clip: Amount = 0.5
     clip_value: Amount = 0.0
     weight_decay: Amount = 0.05
+    muon: Amount = 0.0
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.04
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     patience: Count = 0

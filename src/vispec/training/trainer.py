@@ -191,7 +191,9 @@ class Trainer:
         self._refuse_what_cannot_be_spread()
         # Sharding changes a module for good; the one that was given stays as it is.
         learning = copy.deepcopy(model) if self.sharded else model
-        optimizers = _optimizers(learning, settings, hidden)
+        optimizers = optimizers_of(learning, settings, hidden)
+        if self.sharded and len(optimizers) > 1:
+            raise SettingsError("Muon needs whole matrices, and FSDP spreads them", "Use AdamW.")
         self.running, *self.optimizers = self.accelerator.prepare(learning, *optimizers)
         self.mean = None
         if settings.ema:
@@ -445,7 +447,7 @@ def rate(share: float, warmup_share: float, final_rate: float) -> float:
     return final_rate + (1.0 - final_rate) * 0.5 * (1.0 + math.cos(math.pi * turned))
 
 
-def _optimizers(
+def optimizers_of(
     model: nn.Module, settings: Settings, hidden: Callable[[str, nn.Parameter], bool]
 ) -> list[torch.optim.Optimizer]:
     """AdamW (matrices decay, vectors do not) and, where ``hidden`` claims any, Muon."""
