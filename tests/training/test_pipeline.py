@@ -269,30 +269,21 @@ def test_a_run_goes_on_where_it_was_and_begins_from_another(
 
 
 SPREAD = """
-import os, sys
-import torch
+import sys
 from pathlib import Path
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
 sys.path[:0] = {path!r}
+import spread
+spread.over_cpus()
 from training.test_pipeline import KINDS, wanted
 from vispec.training import pipeline, trainer
-# What accelerate does where there are several accelerators, which it does not offer on CPUs.
-Accelerator.distributed_type = property(lambda self: DistributedType.FSDP)
-Accelerator.is_fsdp2 = property(lambda self: True)
-AcceleratorState.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
 step = trainer.Trainer._step
-def spread(self):
+def looking(self):
     assert "DTensor" in str(type(next(self.running.parameters())))
     return step(self)
-trainer.Trainer._step = spread
+trainer.Trainer._step = looking
 target, asked, out = map(Path, sys.argv[1:])
 pipeline.train(wanted(target, asked, **KINDS["vispec"][0]), out)
-torch.distributed.barrier()
-torch.distributed.destroy_process_group()
-# gloo's threads do not always survive the interpreter's end.
-os._exit(0)
+spread.leave()
 """
 
 

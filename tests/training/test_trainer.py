@@ -218,18 +218,13 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
 
 SPREAD = """
-import os
 import sys
 import torch
 from pathlib import Path
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
 sys.path[:0] = {path!r}
-# What accelerate does where there are several accelerators, which it does not offer on CPUs.
-Accelerator.distributed_type = property(lambda self: DistributedType.FSDP)
-Accelerator.is_fsdp2 = property(lambda self: True)
-AcceleratorState.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+import spread
+if int(sys.argv[3]) > 1:
+    spread.over_cpus()
 from training.test_trainer import Trainer, mean_loss, settings, split, uneven, weigh
 from torch import nn
 torch.manual_seed(3)
@@ -246,29 +241,20 @@ chosen = settings(Path(sys.argv[1]), evaluate_s=0.0)
 trainer = Trainer(model, batches, mean_loss, chosen, judge, split=split, weigh=weigh)
 if int(sys.argv[3]) == 2:
     assert "DTensor" in str(type(next(trainer.running.parameters())))
-def leave():
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-        # gloo's threads do not always survive the interpreter's end.
-        os._exit(0)
 try:
     trainer.run()
 except KeyboardInterrupt:
-    leave()
+    spread.leave()
     sys.exit()
 assert all(type(p) is nn.Parameter for p in model.parameters())
 torch.save((model.state_dict(), seen), sys.argv[1] + "/weights.pt")
-leave()
+spread.leave()
 """
 
 
 def spread(folder: Path, script: Path, processes: int, dies: int = -1) -> None:
     """Run the script above; several processes share its weights out."""
-    text = SPREAD.format(path=sys.path)
-    if processes == 1:
-        text = "\n".join(line for line in text.splitlines() if not line.startswith("Accelerator"))
-    script.write_text(text)
+    script.write_text(SPREAD.format(path=sys.path))
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [sys.executable, *(launch if processes > 1 else [])]
     command += [str(script), str(folder), str(dies), str(processes)]
