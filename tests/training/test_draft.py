@@ -123,7 +123,9 @@ def test_the_loss_is_the_mean_over_all_chains(
                 guess = chained(draft, one, one.answer_start + place - turn, turn)[None]
                 true = one.hidden[one.answer_start + place][None]
                 logits, true_logits = draft.logits(guess, target.head), target.head(true)
-                one_loss = losses.weighted(weights)(losses.Guess(guess, true, logits, true_logits))
+                one_loss = losses.weighted(weights)(
+                    losses.Guess(guess, true, logits, losses.Truth(true_logits))
+                )
                 total += decay**turn / scale * one_loss.item() / positions
                 right += int(logits.argmax() == true_logits.argmax())
                 chains += 1

@@ -26,7 +26,7 @@ def guess(
         nothing if feature is None else feature,
         nothing if true is None else true,
         logits,
-        true_logits,
+        losses.Truth(true_logits),
     )
 
 
@@ -71,7 +71,10 @@ def test_the_probability_distance_is_twice_the_chance_of_a_rejection() -> None:
 
 
 @pytest.mark.parametrize("top", [1, 2, 4, 9])
-def test_list_mle_is_the_chance_of_drawing_the_targets_order(top: int) -> None:
+def test_list_mle_is_the_chance_of_drawing_the_targets_order(
+    top: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "TOP", top)
     logits, target = pair(5, 6, seed=3)
     total = 0.0
     for d, t in zip(logits.tolist(), target.tolist(), strict=True):
@@ -79,13 +82,13 @@ def test_list_mle_is_the_chance_of_drawing_the_targets_order(top: int) -> None:
         for place, token in enumerate(order):
             rest = [math.exp(d[other]) for other in order[place:]]
             total -= math.log(math.exp(d[token]) / sum(rest))
-    assert losses.list_mle(guess(logits, target), top).item() == pytest.approx(total / 5)
+    assert losses.list_mle(guess(logits, target)).item() == pytest.approx(total / 5)
 
 
 def test_list_mle_prefers_the_targets_order() -> None:
     target = torch.tensor([[3.0, 2.0, 1.0, 0.0]])
-    right = losses.list_mle(guess(target * 5, target), 3)
-    swapped = losses.list_mle(guess(target[:, [1, 0, 2, 3]] * 5, target), 3)
+    right = losses.list_mle(guess(target * 5, target))
+    swapped = losses.list_mle(guess(target[:, [1, 0, 2, 3]] * 5, target))
     assert right < swapped
 
 
@@ -99,14 +102,17 @@ def test_the_cross_entropy_is_the_surprise_of_the_targets_choice() -> None:
 
 
 @pytest.mark.parametrize("top", [1, 2, 4, 5, 9])
-def test_the_divergence_over_the_best_is_that_of_those_alone(top: int) -> None:
+def test_the_divergence_over_the_best_is_that_of_those_alone(
+    top: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "TOP", top)
     logits, target = pair(6, 5)
     by_hand = 0.0
     for d, t in zip(logits.tolist(), target.tolist(), strict=True):
         best = sorted(range(5), key=lambda token: -t[token])[:top]
         true, found = softmax([t[i] for i in best]), softmax([d[i] for i in best])
         by_hand += sum(p * math.log(p / q) for p, q in zip(true, found, strict=True))
-    found = losses.top_divergence(guess(logits, target), top).item()
+    found = losses.top_divergence(guess(logits, target)).item()
     assert found == pytest.approx(by_hand / 6, abs=1e-12)
     if top >= 5:
         assert found == pytest.approx(losses.divergence(guess(logits, target)).item())
@@ -158,4 +164,17 @@ def test_a_loss_that_there_is_not_is_named(weights: dict[str, float]) -> None:
 def test_accuracy_is_the_share_of_equal_choices() -> None:
     logits = torch.tensor([[1.0, 2.0], [2.0, 1.0], [0.0, 5.0], [3.0, 0.0]])
     target = torch.tensor([[0.0, 9.0], [0.0, 1.0], [4.0, 5.0], [1.0, 0.0]])
-    assert losses.accuracy(logits, target) == 0.75
+    assert losses.accuracy(guess(logits, target)) == 0.75
+
+
+def test_a_truth_works_out_what_it_is_asked_for_once_and_shares_it() -> None:
+    logits, _ = pair(6, 30)
+    truth = losses.Truth(logits)
+    assert truth.behind(0) is truth
+    unknown = truth.behind(2)
+    torch.testing.assert_close(unknown.probabilities, logits[2:].softmax(-1))
+    assert truth.probabilities is truth.probabilities
+    known = truth.behind(4)
+    assert known.probabilities.data_ptr() == truth.probabilities[4:].data_ptr()
+    assert torch.equal(known.best, logits[4:].argsort(-1, descending=True)[:, : losses.TOP])
+    assert torch.equal(known.logits, logits[4:])

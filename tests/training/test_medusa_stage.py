@@ -30,7 +30,9 @@ def test_the_loss_is_the_mean_over_heads_and_positions() -> None:
                 guess = draft(one.hidden[place], target.head)[k - 1][None]
                 true = target.head(one.hidden[place + k])[None]
                 nothing = torch.zeros(1, 1)
-                part = losses.weighted(weights)(losses.Guess(nothing, nothing, guess, true))
+                part = losses.weighted(weights)(
+                    losses.Guess(nothing, nothing, guess, losses.Truth(true))
+                )
                 total += 0.5 ** (k - 1) / 1.75 * part.item() / count
                 right += int(guess.argmax() == true.argmax())
                 seen += 1

@@ -29,7 +29,7 @@ from vispec.drafts.sequential import SequentialDraft
 from vispec.targets.base import Target
 from vispec.training.chains import walked
 from vispec.training.features import Sample
-from vispec.training.losses import Guess, accuracy, weighted
+from vispec.training.losses import Guess, Truth, accuracy, weighted
 
 LOGITS = 1 << 27
 """How many logits of a pass there are at once, at most: half a gigabyte of them."""
@@ -157,7 +157,11 @@ class Stage(nn.Module):
     def _block(
         self, guesses: Sequence[Tensor], asked: _Asked, block: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Of some positions `[m, 2]`: their mean loss, and of each pass rows right and in all."""
+        """Of some positions `[m, 2]`: their mean loss, and of each pass rows right and in all.
+
+        Behind an answer's first positions there is no chain that is long; as these come first,
+        every pass is about the positions from one on.
+        """
         target, head = self._beside.target, self._beside.head
         here = block.to(asked.hidden.device)
         hidden = asked.hidden[here[:, 0], here[:, 1]]
@@ -166,21 +170,20 @@ class Stage(nn.Module):
         if self.draft.token_map is not None:
             # Of its own tokens, as if there were no others.
             true_logits = true_logits[:, self.draft.token_map]
+        truth = Truth(true_logits)
         total, found = hidden.new_zeros(()), torch.zeros(2, len(guesses), device=hidden.device)
         scale = sum(self.decay**turn for turn in range(self.self_fed + 1))
         for turn, guessed in enumerate(guesses):
-            # Behind an answer's first positions there is no chain that long; a mean over all of
-            # them leaves every batch its due weight.
-            deep = (block[:, 1] >= turn).nonzero()[:, 0]
-            count = len(deep)
+            first = int((block[:, 1] < turn).sum())
+            count = len(block) - first
             if not count:
                 continue
-            deep = deep.to(here.device)
-            feature = guessed[here[deep, 0], here[deep, 1]]
-            logits, true = self.draft.logits(feature, head).float(), true_logits[deep]
-            guess = Guess(feature.float(), hidden[deep].float(), logits, true)
+            feature = guessed[here[first:, 0], here[first:, 1]]
+            logits, truth_there = self.draft.logits(feature, head).float(), truth.behind(first)
+            guess = Guess(feature.float(), hidden[first:].float(), logits, truth_there)
+            # A mean over all of them leaves every batch its due weight.
             total = total + self.decay**turn / scale * count / len(block) * self.loss(guess)
-            found[0, turn] = accuracy(logits, true) * count
+            found[0, turn] = accuracy(guess) * count
             found[1, turn] = count
         return total, found
 
@@ -219,7 +222,8 @@ class _Asked:
 
     Attributes:
         seen: what the draft reads of each, in the numbers that it is kept in.
-        rows: `[m, 2]` all positions there are, on the CPU; a device is not asked for them.
+        rows: `[m, 2]` all positions there are, every answer's first ones before the second ones;
+            on the CPU, so that a device is not asked for them.
         real: `[b, a]`, which positions there are.
         place: `[a]`, counted from an answer's first.
         words: `[b, a, d]` embeddings at the answer's positions.
@@ -252,9 +256,10 @@ class _Asked:
             words.append(embeddings[sample.answer_start :])
         lengths = [len(sample.tokens) for sample in samples]
         place = torch.arange(max(lengths), device=device)
+        rows = torch.stack(_places(lengths), 1)
         return cls(
             seen,
-            torch.stack(_places(lengths), 1),
+            rows[rows[:, 1].argsort(stable=True)],
             place < torch.tensor(lengths, device=device)[:, None],
             place,
             padded(words).to(dtype),

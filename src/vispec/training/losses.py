@@ -8,12 +8,46 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from vispec.errors import SettingsError
+
+TOP = 10
+"""How many of the target's tokens are ranked."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a target thinks; whatever of it several losses ask for is worked out once.
+
+    Attributes:
+        logits: `[m, V]`.
+    """
+
+    logits: Tensor
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """`[m, V]`."""
+        return self.logits.softmax(-1)
+
+    @cached_property
+    def best(self) -> Tensor:
+        """`[m, TOP]` tokens, the likeliest first."""
+        return self.logits.topk(min(TOP, self.logits.shape[-1]), -1).indices
+
+    def behind(self, first: int) -> Truth:
+        """From a position on, with what is known by now."""
+        if not first:
+            return self
+        part = Truth(self.logits[first:])
+        known = {k: v[first:] for k, v in vars(self).items() if k != "logits"}
+        vars(part).update(known)
+        return part
 
 
 @dataclass(frozen=True)
@@ -22,13 +56,19 @@ class Guess:
 
     Attributes:
         feature, true_feature: `[m, d]`.
-        logits, true_logits: `[m, V]`.
+        logits: `[m, V]`.
+        truth: of as many positions and tokens.
     """
 
     feature: Tensor
     true_feature: Tensor
     logits: Tensor
-    true_logits: Tensor
+    truth: Truth
+
+    @cached_property
+    def log_probabilities(self) -> Tensor:
+        """`[m, V]`."""
+        return self.logits.log_softmax(-1)
 
 
 def feature_regression(guess: Guess) -> Tensor:
@@ -38,38 +78,37 @@ def feature_regression(guess: Guess) -> Tensor:
 
 def cross_entropy(guess: Guess) -> Tensor:
     """Of the target's likeliest token."""
-    return F.cross_entropy(guess.logits, guess.true_logits.argmax(-1))
+    return F.nll_loss(guess.log_probabilities, guess.truth.best[:, 0])
 
 
 def soft_cross_entropy(guess: Guess) -> Tensor:
     """Cross-entropy of the draft against the target's whole distribution."""
-    return -(guess.true_logits.softmax(-1) * guess.logits.log_softmax(-1)).sum(-1).mean()
+    return -(guess.truth.probabilities * guess.log_probabilities).sum(-1).mean()
 
 
 def divergence(guess: Guess) -> Tensor:
     """Kullback-Leibler divergence of the draft from the target."""
-    return _divergence(guess.true_logits, guess.logits)
+    return _divergence(guess.truth.logits, guess.logits)
 
 
-def top_divergence(guess: Guess, top: int = 10) -> Tensor:
-    """The same over the target's `top` tokens alone, as if there were no others."""
-    best = guess.true_logits.topk(min(top, guess.logits.shape[-1]), -1)
-    return _divergence(best.values, guess.logits.gather(-1, best.indices))
+def top_divergence(guess: Guess) -> Tensor:
+    """The same over the target's `TOP` tokens alone, as if there were no others."""
+    best = guess.truth.best
+    return _divergence(guess.truth.logits.gather(-1, best), guess.logits.gather(-1, best))
 
 
 def probability_distance(guess: Guess) -> Tensor:
     """L1 distance of the two distributions; half of it is the chance of a rejection."""
-    return (guess.logits.softmax(-1) - guess.true_logits.softmax(-1)).abs().sum(-1).mean()
+    return (guess.log_probabilities.exp() - guess.truth.probabilities).abs().sum(-1).mean()
 
 
-def list_mle(guess: Guess, top: int = 10) -> Tensor:
-    """ListMLE over the target's `top` tokens (Xia et al., ICML 2008): rank them as it does.
+def list_mle(guess: Guess) -> Tensor:
+    """ListMLE over the target's `TOP` tokens (Xia et al., ICML 2008): rank them as it does.
 
     The negative log-likelihood of drawing the target's order from the draft's scores, one after
     another without replacement.
     """
-    best = guess.true_logits.topk(min(top, guess.logits.shape[-1]), -1).indices
-    scores = guess.logits.gather(-1, best)
+    scores = guess.logits.gather(-1, guess.truth.best)
     rest = scores.flip(-1).logcumsumexp(-1).flip(-1)
     return -(scores - rest).sum(-1).mean()
 
@@ -109,9 +148,9 @@ def weighted(weights: Mapping[str, float]) -> Callable[[Guess], Tensor]:
     return total
 
 
-def accuracy(logits: Tensor, true_logits: Tensor) -> Tensor:
+def accuracy(guess: Guess) -> Tensor:
     """Share of positions where both would say the same token; left on its device."""
-    return (logits.argmax(-1) == true_logits.argmax(-1)).float().mean()
+    return (guess.logits.argmax(-1) == guess.truth.best[:, 0]).float().mean()
 
 
 def _divergence(true_logits: Tensor, logits: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from vispec.targets import Target
 from vispec.training.chains import walked
 from vispec.training.draft import Beside, Stage, accuracies, frozen, in_blocks
 from vispec.training.features import Sample
-from vispec.training.losses import Guess, accuracy, weighted
+from vispec.training.losses import Guess, Truth, accuracy, weighted
 
 
 class MedusaStage(nn.Module):
@@ -78,8 +78,9 @@ class MedusaStage(nn.Module):
             logits = guesses[deep, k - 1]
             nothing = logits.new_zeros(count, 1)
             share = self.decay ** (k - 1) / scale * count / len(rows)
-            total = total + share * self.loss(Guess(nothing, nothing, logits, wanted))
-            found[0, k - 1] = accuracy(logits, wanted) * count
+            guess = Guess(nothing, nothing, logits, Truth(wanted))
+            total = total + share * self.loss(guess)
+            found[0, k - 1] = accuracy(guess) * count
             found[1, k - 1] = count
         return total, found
 
