@@ -131,6 +131,7 @@ ARMS: dict[str, Arm] = {
     "pooling and mlp": with_adapter([POOLING, MLP]),
     "query of 1": with_adapter({**QUERY, "queries": 1}),
     "query of 8": with_adapter({**QUERY, "queries": 8}),
+    "all tokens and a global vector": with_adapter({**QUERY, "queries": 1, "beside": True}),
     "without the text stage": Arm("training", VISPEC, (replace(SHOWN, minutes=1.0),)),
     "without self-fed passes": Arm("training", VISPEC, (TEXT, replace(SHOWN, self_fed=0))),
     "three self-fed passes": Arm("training", VISPEC, (TEXT, replace(SHOWN, self_fed=3))),

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vispec.adapters import QueryAdapter
+from vispec.adapters import QueryAdapter, build
+from vispec.errors import SettingsError
 
 D, HEADS, QUERIES = 12, 3, 4
 
@@ -87,3 +88,10 @@ def test_the_order_of_an_images_tokens_does_not_matter() -> None:
     made = adapter()
     visual = torch.randn(1, 8, D).double()
     torch.testing.assert_close(made(visual.flip(1)).tokens, made(visual).tokens)
+
+
+def test_one_that_stands_beside_an_image_is_no_part_of_another() -> None:
+    beside = {"kind": "query", "heads": HEADS, "beside": True}
+    assert build(beside, D).keeps
+    with pytest.raises(SettingsError, match="used alone"):
+        build([{"kind": "pooling", "keep": 2}, beside], D)

@@ -313,3 +313,12 @@ def test_a_structure_has_every_shape_and_no_weights(tmp_path: Path) -> None:
     assert all(parameter.is_meta for parameter in structure.parameters())
     ours, theirs = draft.state_dict(), structure.state_dict()
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+
+
+def test_queries_that_stand_beside_an_images_tokens_are_read_as_such(tmp_path: Path) -> None:
+    adapter = QueryAdapter(16, 4, 2, beside=True)
+    vispec.write(EagleDraft(EagleConfig(16, 24, 4, 2, 20), adapter), tmp_path)
+    again = registry.read(str(tmp_path))
+    assert again.adapter.settings == adapter.settings
+    assert again.adapter.keeps
+    assert torch.equal(again.adapter.q, adapter.q.detach())

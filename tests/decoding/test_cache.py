@@ -50,6 +50,7 @@ def test_random_sequences_of_passes_leave_what_lists_of_tensors_hold() -> None:
                 if source != target:
                     naive.kept[target] = naive.kept[source]
                 naive.kept[source] = naive.kept[source][..., :0, :]
+            cache.widen(draw.choice((0, 100, cache.capacity + 1)))
             first = draw.randrange(slots)
             count, width = draw.randint(1, slots - first), draw.randint(1, 9)
             cache.window(first, count, width, exact=draw.random() < 0.3)
@@ -127,6 +128,16 @@ def test_reads_are_rounded_up_but_never_past_the_end() -> None:
         assert cache.read_length % READ_STEP == 0
         cache.window(0, 1, 1, exact=True)
         assert cache.read_length == length + 1
+
+
+def test_a_cache_that_is_widened_holds_more() -> None:
+    cache = empty(2, capacity=3)
+    cache.length[1] = cache.capacity
+    with pytest.raises(ValueError, match="do not fit"):
+        cache.window(1, 1, 1)
+    cache.widen(cache.capacity + 1)
+    assert cache.capacity % READ_STEP == 0
+    cache.window(1, 1, 1)
 
 
 def test_a_slot_that_is_full_says_so_with_both_numbers() -> None:

@@ -27,6 +27,8 @@ ADAPTERS: dict[str, Any] = {
     "none": None,
     "query": QUERY,
     "query of other heads": {"kind": "query", "heads": 2, "queries": 3},
+    "query beside": {**QUERY, "beside": True},
+    "one query beside": {**QUERY, "queries": 1, "beside": True},
     "hidden": {"kind": "hidden"},
     "linear": {"kind": "linear"},
     "mlp": {"kind": "mlp", "inner": 8},
@@ -93,21 +95,21 @@ def test_images_are_what_the_adapter_makes_of_them(adapter: str) -> None:
         text = seen(random.Random(seed), D)
         index, t = text.image_index.tolist()[1:], len(text.features)
         asked = text.embeddings[: text.prompt][text.image_index[: text.prompt] < 0].mean(0)
-        expected: dict[int, Tensor] = {}
+        expected: dict[tuple[int, int], Tensor] = {}
         g = torch.zeros(D).double()
         for p in range(t):
-            if index[p] < 0:
+            keeps = made.adapter.keeps
+            if index[p] < 0 or keeps:
                 feature = text.features[p]
                 if made.img_fc is not None:
                     feature = made.img_fc(torch.cat([feature, g]))
-                expected[2 * p] = made.fc(torch.cat([text.embeddings[p + 1], feature]))
-            elif index[p] not in index[p + 1 :]:
+                expected[p, 0] = made.fc(torch.cat([text.embeddings[p + 1], feature]))
+            if index[p] >= 0 and index[p] not in index[p + 1 :]:
                 visual = torch.stack(
                     [text.embeddings[i + 1] for i in range(t) if index[i] == index[p]]
                 )
                 compressed = made.adapter(visual[None], None, asked[None])
-                for place, row in enumerate(compressed.tokens[0]):
-                    expected[2 * p + 1 - len(compressed.tokens[0]) + place] = row
+                expected |= {(p, 1 + r): row for r, row in enumerate(compressed.tokens[0])}
                 g = compressed.globals[0] if compressed.globals is not None else g
         (rows,) = made.read([text]).rows
         assert rows.hidden.shape[0] == len(rows.position)
@@ -132,3 +134,21 @@ def test_the_targets_own_text_whatever_the_adapter(network: str, adapter: str) -
         spoken = engine.generate(asked)
         plain = [engine.generate([one], speculate=False)[0].token_ids for one in asked]
         assert [result.token_ids for result in spoken] == plain
+
+
+@pytest.mark.parametrize("queries", [1, 40])
+def test_an_adapter_may_make_more_tokens_of_an_image_than_it_has(queries: int) -> None:
+    """None of them is lost, and the draft's cache has room for all of them."""
+    target = talking.target()
+    torch.manual_seed(0)
+    config = EagleConfig(D, 48, 4, 2, tiny.VOCAB)
+    for settings in (
+        {**QUERY, "queries": queries, "beside": True},
+        {"kind": "resampler", "heads": 2, "queries": queries, "inner": 8},
+    ):
+        made = EagleDraft(config, build(settings, D)).double().eval().requires_grad_(False)
+        engine = vispec.load(target, made, tree=TreeShape(8, 3, 3), max_batch=2)
+        sampling = Sampling(max_new_tokens=12, temperature=0.0)
+        asked = [Request("it", [talking.picture(i)] * (1 + i), sampling) for i in range(4)]
+        spoken = [one.token_ids for one in engine.generate(asked)]
+        assert spoken == [one.token_ids for one in engine.generate(asked, speculate=False)]

@@ -57,6 +57,8 @@ class Adapter(nn.Module):
     """Whether it makes a global vector."""
     asks: bool = False
     """Whether it looks at what is asked."""
+    keeps: bool = False
+    """Whether the draft reads an image's own tokens too, before what is made of them."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()

@@ -79,6 +79,11 @@ def build(settings: Mapping[str, Any] | Sequence[Mapping[str, Any]], hidden_size
         # A core is as wide as what its targets share.
         inner = given.get("width", hidden_size)
         given["parts"] = [build(part, inner) for part in given["parts"]]
+        if any(part.keeps for part in given["parts"]):
+            raise SettingsError(
+                f"adapter '{kind}' has a part that stands beside an image's own tokens",
+                "Such an adapter is used alone.",
+            )
     wanted = inspect.signature(KINDS[kind])
     for name, value in given.items():
         stated = wanted.parameters[name].annotation if name in wanted.parameters else None

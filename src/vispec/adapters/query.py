@@ -19,12 +19,22 @@ class QueryAdapter(Adapter):
         heads: attention heads.
         queries: learned queries, the global one included.
         bias: biases in the key and value projections.
+        beside: the draft reads every token of an image, with what the target made of it, and these
+            beside them rather than in their place.
     """
 
     has_global = True
 
-    def __init__(self, hidden_size: int, heads: int, queries: int = 2, bias: bool = False) -> None:
-        super().__init__(heads=heads, queries=queries, bias=bias)
+    def __init__(
+        self,
+        hidden_size: int,
+        heads: int,
+        queries: int = 2,
+        bias: bool = False,
+        beside: bool = False,
+    ) -> None:
+        super().__init__(heads=heads, queries=queries, bias=bias, beside=beside)
+        self.keeps = beside
         head_dim = hidden_size // heads
         self.q = nn.Parameter(torch.randn(queries, heads, head_dim) * head_dim**-0.5)
         self.k_proj = nn.Linear(hidden_size, heads * head_dim, bias=bias)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from vispec.decoding.states import StateLayer
@@ -98,6 +99,7 @@ class SlotCache(Cache):
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
         kinds = list(zip(shapes, devices or [device] * len(shapes), strict=True))
+        self._layers_of: list[list[int]] = []
         for kind in dict.fromkeys(kinds):
             shape, place = kind
             if shape is None:
@@ -107,8 +109,8 @@ class SlotCache(Cache):
             # Zeros, not empty: hidden positions are multiplied by a weight of 0, and 0 * nan is
             # nan.
             self.stores.append(torch.zeros(size, dtype=dtype, device=place))
-            self._keys |= {i: layer[0] for i, layer in zip(layers, self.stores[-1], strict=True)}
-            self._values |= {i: layer[1] for i, layer in zip(layers, self.stores[-1], strict=True)}
+            self._layers_of.append(layers)
+        self._view()
         self.length = [0] * slots
         self.offset = [0] * slots
         """What a rotary embedding sees less the slot position, behind each slot's prompt."""
@@ -120,6 +122,20 @@ class SlotCache(Cache):
         self._index = self.kept[:, None]
         # Its length is the reads': a number that changes would make a compiled pass start anew.
         self._column = torch.zeros(0, dtype=torch.long, device=device)
+
+    def _view(self) -> None:
+        for layers, store in zip(self._layers_of, self.stores, strict=True):
+            self._keys |= {i: layer[0] for i, layer in zip(layers, store, strict=True)}
+            self._values |= {i: layer[1] for i, layer in zip(layers, store, strict=True)}
+
+    def widen(self, capacity: int) -> None:
+        """Make room for more positions per slot, where there is less; what is written stays."""
+        if capacity <= self.capacity:
+            return
+        more = _round_up(capacity) - self.capacity
+        self.stores = [functional.pad(store, (0, 0, 0, more)) for store in self.stores]
+        self.capacity += more
+        self._view()
 
     @property
     def read_length(self) -> int:

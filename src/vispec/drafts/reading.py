@@ -122,7 +122,7 @@ def read(draft: SequentialDraft, seen: Sequence[Seen]) -> Reading:
         return Reading([Rows(x, place, nothing[0]) for x, place in parts])
     assert draft.adapter is not None
     compressed = _compress(draft.adapter, seen, images)
-    text = (image < 0).nonzero()[:, 0]
+    text = row if draft.adapter.keeps else (image < 0).nonzero()[:, 0]
     # The image that a row follows: the last one of its own text that has ended before it.
     last = torch.searchsorted(images.end, text, right=True) - 1
     follows = (last >= 0) & (images.owner[last.clamp(min=0)] == owner[text])

@@ -30,6 +30,7 @@ class SequentialSession:
         self.vocabulary = draft.vocabulary
         self.embedding = draft.embed_tokens or target.embedding
         device, dtype = target.device, draft.dtype
+        self.capacity = capacity
         self.cache = SlotCache(
             shapes=draft.cache_shapes(),
             slots=slots,
@@ -57,6 +58,8 @@ class SequentialSession:
         if self.draft.follows_positions and prefill.positions is not None:
             place = prefill.positions[..., place]
             behind = int(prefill.positions[..., -1].max()) + 1
+        # A small image can become more tokens than it had.
+        self.cache.widen(self.capacity + n - len(prompt))
         self.cache.length[slot] = 0
         self.cache.window(slot, 1, n, exact=True)
         hidden = self.draft(rows.hidden[None], place[..., None, :], cache=self.cache)
