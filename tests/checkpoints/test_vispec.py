@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recordings import FIXTURES, cases
-from vispec.adapters import QueryAdapter
+from vispec.adapters import QueryAdapter, build
 from vispec.checkpoints import registry, vispec
 from vispec.checkpoints.files import tensor_headers
 from vispec.drafts import EagleConfig, EagleDraft
@@ -322,3 +322,9 @@ def test_queries_that_stand_beside_an_images_tokens_are_read_as_such(tmp_path: P
     assert again.adapter.settings == adapter.settings
     assert again.adapter.keeps
     assert torch.equal(again.adapter.q, adapter.q.detach())
+
+
+def test_an_adapter_of_rows_is_read_as_such(tmp_path: Path) -> None:
+    settings = {"kind": "query", "heads": 4, "rows": True}
+    vispec.write(EagleDraft(EagleConfig(16, 24, 4, 2, 20), build(settings, 16)), tmp_path)
+    assert registry.read(str(tmp_path)).adapter.rows

@@ -59,6 +59,9 @@ class Adapter(nn.Module):
     """Whether it looks at what is asked."""
     keeps: bool = False
     """Whether the draft reads an image's own tokens too, before what is made of them."""
+    rows: bool = False
+    """Whether it is given the draft's rows, in which the target's features are, rather than
+    embeddings alone; any adapter can be built so."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
@@ -70,7 +73,7 @@ class Adapter(nn.Module):
         """Compress images.
 
         Args:
-            visual: `[b, n, d]` their embeddings.
+            visual: `[b, n, d]` their embeddings, or the draft's rows of them.
             mask: `[b, n]`, False at padding, which comes last.
             question: `[b, d]`, what is asked of each: the mean embedding of the prompt's text.
         """

@@ -54,8 +54,9 @@ def build(settings: Mapping[str, Any] | Sequence[Mapping[str, Any]], hidden_size
     """An untrained adapter.
 
     Args:
-        settings: `{"kind": "pooling", "keep": 16}`, with the arguments of that kind beside it; or
-            a list of such, which are applied one behind the other.
+        settings: `{"kind": "pooling", "keep": 16}`, with the arguments of that kind beside it, and
+            `"rows": True` to compress what the target made of an image rather than its embeddings;
+            or a list of such, which are applied one behind the other.
         hidden_size: of the target.
 
     Raises:
@@ -66,7 +67,7 @@ def build(settings: Mapping[str, Any] | Sequence[Mapping[str, Any]], hidden_size
     if not isinstance(settings, Mapping):
         raise SettingsError(f"{settings!r} describes no adapter", 'Write {"kind": …}.')
     given = dict(settings)
-    kind = given.pop("kind", None)
+    kind, rows = given.pop("kind", None), given.pop("rows", False)
     if not isinstance(kind, str) or kind not in KINDS:
         raise SettingsError(f"there is no adapter '{kind}'", f"Known are {', '.join(KINDS)}.")
     arguments: dict[str, Any] = {"hidden_size": hidden_size}
@@ -79,21 +80,25 @@ def build(settings: Mapping[str, Any] | Sequence[Mapping[str, Any]], hidden_size
         # A core is as wide as what its targets share.
         inner = given.get("width", hidden_size)
         given["parts"] = [build(part, inner) for part in given["parts"]]
-        if any(part.keeps for part in given["parts"]):
+        if any(part.keeps or part.rows for part in given["parts"]):
             raise SettingsError(
-                f"adapter '{kind}' has a part that stands beside an image's own tokens",
-                "Such an adapter is used alone.",
+                f"adapter '{kind}' has a part that stands beside an image's own tokens, or reads"
+                " rows",
+                "Such an adapter is used alone; rows = true belongs to the whole.",
             )
     wanted = inspect.signature(KINDS[kind])
-    for name, value in given.items():
+    for name, value in {**given, "rows": rows}.items():
         stated = wanted.parameters[name].annotation if name in wanted.parameters else None
+        stated = "bool" if name == "rows" else stated
         fits, said = FITS.get(str(stated), (lambda _: True, ""))
         if not fits(value):
             raise SettingsError(f"{name} of adapter '{kind}' is {value!r}", f"Give {said}.")
     arguments = {k: v for k, v in arguments.items() if k in wanted.parameters} | given
     try:
         wanted.bind(**arguments)
-        return KINDS[kind](**arguments)
+        made = KINDS[kind](**arguments)
+        made.rows = rows
+        return made
     # torch asserts that heads divide the width.
     except (TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError) as error:
         options = [name for name in wanted.parameters if name not in ("hidden_size", "settings")]
@@ -106,4 +111,4 @@ def build(settings: Mapping[str, Any] | Sequence[Mapping[str, Any]], hidden_size
 def settings_of(adapter: Adapter) -> dict[str, Any]:
     """What `build` makes such an adapter of."""
     kind = next(name for name, known in KINDS.items() if type(adapter) is known)
-    return {"kind": kind, **adapter.settings}
+    return {"kind": kind, **adapter.settings, **({"rows": True} if adapter.rows else {})}

@@ -203,7 +203,8 @@ def _is_own(draft: EagleDraft) -> bool:
     """Whether its adapter is none of the published ones, which have the decoder's heads."""
     adapter = draft.adapter
     if isinstance(adapter, QueryAdapter):
-        return adapter.settings["heads"] != draft.config.num_attention_heads or adapter.keeps
+        published = adapter.settings["heads"] == draft.config.num_attention_heads
+        return not published or adapter.keeps or adapter.rows
     return adapter is not None
 
 

@@ -21,6 +21,7 @@ from vispec.decoding.cache import SlotCache
 from vispec.drafts.base import placing_misfits, shared_misfits
 from vispec.drafts.layers import Attention, Mlp, Rotary, Rotation
 from vispec.drafts.sequential import SequentialDraft
+from vispec.errors import SettingsError
 from vispec.targets.base import Target
 
 
@@ -139,6 +140,10 @@ class Eagle3Draft(SequentialDraft):
         adapter: Adapter | None = None,
     ) -> None:
         c, d = config, config.hidden_size
+        if adapter is not None and adapter.rows:
+            raise SettingsError(
+                "EAGLE-3's rows are twice as wide as its adapter", "Leave rows = true out."
+            )
         super().__init__(d, c.vocab_size, adapter, embedding, name, token_map, c.fc_bias)
         self.config = config
         read = c.fused * c.target_hidden_size

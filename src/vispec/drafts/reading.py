@@ -73,7 +73,7 @@ class _Images:
     """Images of all texts, in the order of their ends.
 
     Attributes:
-        visual, mask: `[k, n, d]` and `[k, n]`, padded behind.
+        visual, mask: `[k, n, d]` and `[k, n]`, padded behind; embeddings, or rows of the draft.
         owner: `[k]`, which text each is of.
         end: `[k]`, the row behind its last one, counted through all texts.
         start: `[k]`, the first row of its text, counted likewise.
@@ -114,7 +114,11 @@ def read(draft: SequentialDraft, seen: Sequence[Seen]) -> Reading:
     nothing = words.new_zeros(1, words.shape[1])
     images = None
     if draft.adapter is not None:
-        images = _images(words, image, owner, starts)
+        rows = draft.adapter.rows
+        given = (
+            draft.combine(words, draft.fuse(features), nothing.expand_as(words)) if rows else words
+        )
+        images = _images(given, image, owner, starts)
     if images is None:
         hidden = draft.combine(words, draft.fuse(features), nothing.expand_as(words))
         places = (row - starts[owner]).split(lengths)
@@ -145,12 +149,12 @@ def read(draft: SequentialDraft, seen: Sequence[Seen]) -> Reading:
     found = torch.where(owner.new_tensor(range(len(seen)))[:, None] == images.owner, 1, 0)
     serves = (found * torch.arange(1, len(images.owner) + 1, device=device)).amax(1) - 1
     final = torch.where(serves[:, None] >= 0, vectors[serves.clamp(0, len(vectors) - 1)], nothing)
-    rows = zip(hidden.split(sizes), place.split(sizes), final, strict=True)
+    each = zip(hidden.split(sizes), place.split(sizes), final, strict=True)
     loss = compressed.loss
     if loss is not None:
         of_text = images.owner.bincount(minlength=len(seen)).clamp(min=1)
         loss = loss.new_zeros(len(seen)).index_add(0, images.owner, loss) / of_text
-    return Reading([Rows(*one) for one in rows], loss)
+    return Reading([Rows(*one) for one in each], loss)
 
 
 def _images(words: Tensor, image: Tensor, owner: Tensor, starts: Tensor) -> _Images | None:
