@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from drafts.test_reading import ADAPTERS, NETWORKS, draft
+from drafts.test_reading import NETWORKS, PAIRS, draft
 from vispec.adapters import settings_of
 from vispec.checkpoints import registry
 from vispec.checkpoints.export import export, own_format, write
 from vispec.errors import CheckpointError
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(("network", "adapter"), PAIRS)
 def test_what_is_written_is_read_again(network: str, adapter: str, tmp_path: Path) -> None:
     made = draft(network, adapter)
     form = write(made, tmp_path, target="someone/model")
