@@ -155,7 +155,6 @@ def train_shared(
     ]
     batches = InTurn([Batches(own[0], SHOWN.batch, 0) for own in data])
     module = SharedStages(stages)
-    by_muon = matrices(module) if SHOWN.muon else ()
     Trainer(
         module,
         batches,
@@ -174,7 +173,7 @@ def train_shared(
             for number, target in enumerate(targets)
             for name, value in pipeline.judged(drafts[number], target, data[number][1]).items()
         },
-        hidden=lambda name, _: name in by_muon,
+        hidden=matrices(module),
         split=split_turn,
         load=batches.load,
         weigh=weigh_turn,

@@ -170,9 +170,8 @@ def trained(mode: str, work: Path, seconds: float) -> dict[str, float]:
     stage = Stage(
         draft, target, recipe.losses, self_fed=recipe.self_fed, relative_noise=recipe.relative_noise
     )
-    by_muon = matrices(stage) if recipe.muon else ()
-    wanted_rates = Settings(work, recipe.learning_rate, budget_steps=1, matrix_rate=recipe.muon)
-    optimizers = optimizers_of(stage, wanted_rates, lambda name, _: name in by_muon)
+    settings = Settings(work, recipe.learning_rate, budget_steps=1, matrix_rate=recipe.muon)
+    optimizers = optimizers_of(stage, settings, matrices(stage))
     batch = Batches(samples, recipe.batch, 0)
     begun, step, positions, tokens = 0.0, 0, 0, 0
     peak = Peak()

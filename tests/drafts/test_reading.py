@@ -108,8 +108,7 @@ def test_images_are_what_the_adapter_makes_of_them(adapter: str) -> None:
         expected: dict[tuple[int, int], Tensor] = {}
         g = torch.zeros(D).double()
         for p in range(t):
-            keeps = made.adapter.keeps
-            if index[p] < 0 or keeps:
+            if index[p] < 0 or made.adapter.keeps:
                 feature = text.features[p]
                 if made.img_fc is not None:
                     feature = made.img_fc(torch.cat([feature, g]))

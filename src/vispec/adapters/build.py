@@ -87,10 +87,9 @@ def build(settings: Mapping[str, Any] | Sequence[Mapping[str, Any]], hidden_size
                 "Such an adapter is used alone; rows = true belongs to the whole.",
             )
     wanted = inspect.signature(KINDS[kind])
+    types = {name: one.annotation for name, one in wanted.parameters.items()} | {"rows": "bool"}
     for name, value in {**given, "rows": rows}.items():
-        stated = wanted.parameters[name].annotation if name in wanted.parameters else None
-        stated = "bool" if name == "rows" else stated
-        fits, said = FITS.get(str(stated), (lambda _: True, ""))
+        fits, said = FITS.get(str(types.get(name)), (lambda _: True, ""))
         if not fits(value):
             raise SettingsError(f"{name} of adapter '{kind}' is {value!r}", f"Give {said}.")
     arguments = {k: v for k, v in arguments.items() if k in wanted.parameters} | given

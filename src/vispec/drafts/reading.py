@@ -10,7 +10,7 @@ Shapes: `t` positions of one text, `T` of all; `k` images of all; `r` tokens an 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -108,25 +108,25 @@ def read(draft: SequentialDraft, seen: Sequence[Seen]) -> Reading:
     image = torch.cat([one.image_index[1:] for one in seen])
     device = words.device
     lengths = [len(one.features) for one in seen]
-    owner = torch.repeat_interleave(torch.tensor(lengths), output_size=len(words)).to(device)
-    starts = torch.tensor([0, *lengths[:-1]], device=device).cumsum(0)
+    # Worked out on the CPU: a device is not asked how many there are.
+    owner, place = (index.to(device) for index in placed(torch.tensor(lengths)))
     row = torch.arange(len(words), device=device)
     nothing = words.new_zeros(1, words.shape[1])
-    images = None
-    if draft.adapter is not None:
-        rows = draft.adapter.rows
-        given = (
-            draft.combine(words, draft.fuse(features), nothing.expand_as(words)) if rows else words
-        )
-        images = _images(given, image, owner, starts)
-    if images is None:
+    adapter = draft.adapter
+
+    def given(at: Tensor) -> Tensor:
+        """What the adapter is given of some positions."""
+        if adapter is None or not adapter.rows:
+            return words[at]
+        return draft.combine(words[at], draft.fuse(features[at]), nothing.expand_as(words[at]))
+
+    images = None if adapter is None else _images(given, image, owner, row - place)
+    if adapter is None or images is None:
         hidden = draft.combine(words, draft.fuse(features), nothing.expand_as(words))
-        places = (row - starts[owner]).split(lengths)
-        parts = zip(hidden.split(lengths), places, strict=True)
-        return Reading([Rows(x, place, nothing[0]) for x, place in parts])
-    assert draft.adapter is not None
-    compressed = _compress(draft.adapter, seen, images)
-    text = row if draft.adapter.keeps else (image < 0).nonzero()[:, 0]
+        parts = zip(hidden.split(lengths), place.split(lengths), strict=True)
+        return Reading([Rows(x, places, nothing[0]) for x, places in parts])
+    compressed = _compress(adapter, seen, images)
+    text = row if adapter.keeps else (image < 0).nonzero()[:, 0]
     # The image that a row follows: the last one of its own text that has ended before it.
     last = torch.searchsorted(images.end, text, right=True) - 1
     follows = (last >= 0) & (images.owner[last.clamp(min=0)] == owner[text])
@@ -135,21 +135,20 @@ def read(draft: SequentialDraft, seen: Sequence[Seen]) -> Reading:
     said = draft.combine(words[text], draft.fuse(features[text]), serving)
     # Compressed tokens stand where their image's last ones stood.
     counts = compressed.counts()
-    of = torch.repeat_interleave(counts)
+    of, rank = placed(counts)
     ends = images.end[of]
-    rank = torch.arange(len(of), device=device) - (counts.cumsum(0) - counts)[of]
     at = ends - counts[of] + rank
     real = slice(None) if compressed.mask is None else compressed.mask
     shown = draft.enter(compressed.tokens[real].reshape(-1, words.shape[1]))
     # Behind all text within the image's own span, before what follows it.
     order = torch.cat([2 * text, 2 * ends - 1]).argsort(stable=True)
     hidden = torch.cat([said, shown.to(said.dtype)])[order]
-    place = torch.cat([text - starts[owner[text]], (at - images.start[of]).clamp(min=0)])[order]
+    spots = torch.cat([place[text], (at - images.start[of]).clamp(min=0)])[order]
     sizes = torch.cat([owner[text], images.owner[of]]).bincount(minlength=len(seen)).tolist()
     found = torch.where(owner.new_tensor(range(len(seen)))[:, None] == images.owner, 1, 0)
     serves = (found * torch.arange(1, len(images.owner) + 1, device=device)).amax(1) - 1
     final = torch.where(serves[:, None] >= 0, vectors[serves.clamp(0, len(vectors) - 1)], nothing)
-    each = zip(hidden.split(sizes), place.split(sizes), final, strict=True)
+    each = zip(hidden.split(sizes), spots.split(sizes), final, strict=True)
     loss = compressed.loss
     if loss is not None:
         of_text = images.owner.bincount(minlength=len(seen)).clamp(min=1)
@@ -157,8 +156,21 @@ def read(draft: SequentialDraft, seen: Sequence[Seen]) -> Reading:
     return Reading([Rows(*one) for one in each], loss)
 
 
-def _images(words: Tensor, image: Tensor, owner: Tensor, starts: Tensor) -> _Images | None:
-    """All images there are, gathered; None where there is none."""
+def placed(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Of things in rows of so many each, one row behind another: the row and the place in it."""
+    row = torch.repeat_interleave(counts)
+    return row, torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+
+
+def _images(
+    given: Callable[[Tensor], Tensor], image: Tensor, owner: Tensor, start: Tensor
+) -> _Images | None:
+    """All images there are, gathered; None where there is none.
+
+    Args:
+        given: of positions, what is gathered.
+        image, owner, start: of every position its image, its text, and where that starts.
+    """
     at = (image >= 0).nonzero()[:, 0]
     if not len(at):
         return None
@@ -169,16 +181,13 @@ def _images(words: Tensor, image: Tensor, owner: Tensor, starts: Tensor) -> _Ima
     end, order = end.sort()
     which, sizes = order.argsort()[which], sizes[order]
     at = at[which.argsort(stable=True)]
-    which = torch.repeat_interleave(sizes)
-    rank = torch.arange(len(at), device=at.device) - (sizes.cumsum(0) - sizes)[which]
-    longest = int(sizes.max())
-    visual = words.new_zeros(len(known), longest, words.shape[1])
-    visual = visual.index_put((which, rank), words[at])
+    shown, longest = given(at), int(sizes.max())
+    visual = shown.new_zeros(len(known), longest, shown.shape[1])
+    visual = visual.index_put(placed(sizes), shown)
     mask = None
     if int(sizes.min()) < longest:
         mask = torch.arange(longest, device=at.device) < sizes[:, None]
-    whose = owner[end - 1]
-    return _Images(visual, mask, whose, end, starts[whose])
+    return _Images(visual, mask, owner[end - 1], end, start[end - 1])
 
 
 def _compress(adapter: Adapter, seen: Sequence[Seen], images: _Images) -> Compressed:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from vispec.drafts.reading import Seen, own_words
+from vispec.drafts.reading import Seen, own_words, placed
 from vispec.drafts.sequential import SequentialDraft
 from vispec.targets.base import Target
 from vispec.training.chains import walked
@@ -87,13 +87,14 @@ def split(batch: Sequence[Part], parts: int) -> list[list[Part]]:
     return [list(batch[i::parts]) for i in range(min(parts, len(batch)))]
 
 
-def matrices(module: nn.Module) -> frozenset[str]:
-    """Names of the weights of linear layers, which Muon may train.
+def matrices(module: nn.Module) -> Callable[[str, nn.Parameter], bool]:
+    """What tells a `Trainer` the weights of linear layers, which Muon may train, by their names.
 
     Not those of heads: their rows are tokens, about most of which a batch has nothing to say.
     """
     layers = (name for name, part in module.named_modules() if isinstance(part, nn.Linear))
-    return frozenset(f"{name}.weight" for name in layers if not name.endswith("lm_head"))
+    names = frozenset(f"{name}.weight" for name in layers if not name.endswith("lm_head"))
+    return lambda name, _: name in names
 
 
 class Beside:
@@ -256,7 +257,7 @@ class _Asked:
             words.append(embeddings[sample.answer_start :])
         lengths = [len(sample.tokens) for sample in samples]
         place = torch.arange(max(lengths), device=device)
-        rows = torch.stack(_places(lengths), 1)
+        rows = torch.stack(placed(torch.tensor(lengths)), 1)
         return cls(
             seen,
             rows[rows[:, 1].argsort(stable=True)],
@@ -269,17 +270,10 @@ class _Asked:
         )
 
 
-def _places(lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Row and place in it of everything in rows of these lengths, one row behind another."""
-    count = torch.tensor(lengths)
-    row = torch.repeat_interleave(count)
-    return row, torch.arange(len(row)) - (count.cumsum(0) - count)[row]
-
-
 def padded(parts: Sequence[Tensor], fill: int = 0) -> Tensor:
     """`[b, n, …]` of `b` parts `[n, …]`, padded behind; in few kernels however many there are."""
     flat, lengths = torch.cat(list(parts)), [len(part) for part in parts]
-    row, place = (index.to(flat.device) for index in _places(lengths))
+    row, place = (index.to(flat.device) for index in placed(torch.tensor(lengths)))
     out = flat.new_full((len(parts), max(lengths), *flat.shape[1:]), fill)
     return out.index_put((row, place), flat)
 
@@ -374,7 +368,7 @@ def _disturbed(seen: Sequence[Seen], noise: float, relative: float) -> list[Seen
     """With noise on what is read of the target."""
     lengths = [len(one.features) for one in seen]
     flat = torch.cat([one.features for one in seen]).float()
-    owner = _places(lengths)[0].to(flat.device)
+    owner = placed(torch.tensor(lengths))[0].to(flat.device)
     length = torch.tensor(lengths, device=flat.device, dtype=flat.dtype)
     count = length * flat.shape[1]
 

@@ -318,7 +318,6 @@ def run_stage(
             relative_noise=stage.relative_noise,
             decay=stage.decay,
         )
-    by_muon = matrices(module) if stage.muon else ()
     parts: Any = data
     whole: Any = ConcatDataset(parts)
     batches = Batches(whole, stage.batch, recipe.seed, stage.positions)
@@ -351,7 +350,7 @@ def run_stage(
         },
         split=split,
         load=batches.load,
-        hidden=lambda name, _: name in by_muon,
+        hidden=matrices(module),
         weigh=Stage.weight,
         names=lambda samples: ", ".join(sample.key for sample in samples),
         origin=origin,

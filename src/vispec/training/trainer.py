@@ -80,7 +80,7 @@ class Settings:
         budget_s, budget_steps: exactly one of them; wall-clock seconds or optimizer steps.
         clip_norm, clip_value: longest gradient, and the largest of its numbers; 0 for no limit.
         final_rate: learning rate at the end as a share of the peak (cosine in between).
-        matrix_rate: learning rate of Muon's matrices as a multiple of AdamW's.
+        matrix_rate: learning rate of Muon's matrices as a multiple of AdamW's; 0 for AdamW alone.
         autocast: run the loss function in bfloat16 where that is safe.
         checkpoint_s, log_s, evaluate_s: seconds between checkpoints, log lines, evaluations.
         evaluate_steps: steps between evaluations instead, where it is not 0.
@@ -450,9 +450,13 @@ def rate(share: float, warmup_share: float, final_rate: float) -> float:
 def optimizers_of(
     model: nn.Module, settings: Settings, hidden: Callable[[str, nn.Parameter], bool]
 ) -> list[torch.optim.Optimizer]:
-    """AdamW (matrices decay, vectors do not) and, where ``hidden`` claims any, Muon."""
+    """AdamW (matrices decay, vectors do not) and, where ``hidden`` claims any, Muon.
+
+    The ``peak`` of each parameter group is the highest learning rate that it is to have.
+    """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    claimed = [p for name, p in trained if p.ndim == 2 and hidden(name, p)]
+    by_muon = settings.matrix_rate > 0
+    claimed = [p for name, p in trained if by_muon and p.ndim == 2 and hidden(name, p)]
     taken = {id(p) for p in claimed}
     rest = [p for _, p in trained if id(p) not in taken]
     groups = [
