@@ -27,8 +27,8 @@ def asked(two_photo_sets: Path, tmp_path: Path) -> Path:
     return out
 
 
-def brief(asked: Path, target: Path) -> Recipe:
-    whole = read_recipe(RECIPES / "embedded.toml")
+def brief(asked: Path, target: Path, file: Path = RECIPES / "embedded-eagle.toml") -> Recipe:
+    whole = read_recipe(file)
     stages = [replace(stage, minutes=0.03) for stage in whole.stages]
     data = {
         name: replace(source, path=str(asked / Path(source.path).name))
@@ -38,17 +38,21 @@ def brief(asked: Path, target: Path) -> Recipe:
 
 
 @pytest.mark.slow
-def test_the_recipe_makes_a_draft_that_loads_with_its_card_and_licence(
+def test_the_recipes_make_a_draft_that_loads_with_its_card_and_licence(
     asked: Path, tmp_path: Path
 ) -> None:
     target = talking.save(tmp_path / "target", max_position_embeddings=512)
-    run, out = tmp_path / "run", tmp_path / "out"
-    pipeline.train(brief(asked, target), run, command="vispec train embedded")
-    embedded_draft.main(["--run", str(run), "--questions", str(asked), "--out", str(out)])
+    begun, run, out = tmp_path / "begun", tmp_path / "run", tmp_path / "out"
+    pipeline.train(brief(asked, target), begun, command="vispec train embedded-eagle")
+    joined, init = brief(asked, target, RECIPES / "embedded.toml"), str(begun / "draft")
+    pipeline.train(joined, run, command="vispec train embedded --init", init=init)
+    folders = ["--run", str(run), "--begun", str(begun), "--out", str(out)]
+    embedded_draft.main([*folders, "--questions", str(asked)])
 
     assert "research use only" in (out / "LICENSE").read_text()
     card = (out / "README.md").read_text()
-    assert "ViSpec draft: one decoder layer and an adapter of 2 queries" in card
+    assert "by `vispec train embedded-eagle`, then `vispec train embedded --init`" in card
+    assert "ViSpec draft: one decoder layer and an adapter of 1 query, beside every" in card
     assert "| photo | 1 |" in card
     assert "10 to the questions multimodal and 4 to the questions text. Seed 0." in card
     with safe_open(out / "model.safetensors", "pt") as file:
@@ -59,31 +63,27 @@ def test_the_recipe_makes_a_draft_that_loads_with_its_card_and_licence(
     picture = [talking.picture(0)]
     plain = engine.generate("what ?", picture, max_new_tokens=20, speculate=False)
     assert engine.generate("what ?", picture, max_new_tokens=20).token_ids == plain.token_ids
-    for stage in ("text", "multimodal"):
-        lines = (run / "stages" / stage / "log.jsonl").read_text().splitlines()
-        assert any("heldout_accepted_3" in line for line in lines)
+    for stage in ("text", "multimodal", "joined"):
+        assert f"* {stage}: " in card
+        assert f"| {stage} | " in card
     stated = json.loads((out / "provenance.json").read_text())
     assert stated["recipe"]["target"] == str(target)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["eagle", "eagle-text"])
-def test_drafts_to_compare_with_learn_from_the_same_answers(
-    asked: Path, tmp_path: Path, name: str
-) -> None:
+def test_drafts_to_compare_with_learn_from_the_same_answers(asked: Path, tmp_path: Path) -> None:
     target = talking.save(tmp_path / "target", max_position_embeddings=512)
-    first, cache = brief(asked, target), tmp_path / "cache"
-    pipeline.train(first, tmp_path / "vispec", cache=cache)
+    cache, begun = tmp_path / "cache", str(tmp_path / "begun" / "draft")
+    pipeline.train(brief(asked, target), tmp_path / "begun", cache=cache)
     answers = {path: path.read_bytes() for path in cache.rglob("*.parquet")}
     folder = Path(__file__).parents[2] / "benchmarks" / "drafts"
-    other = read_recipe(folder / f"{name}.toml")
-    stages = [replace(stage, minutes=0.03) for stage in other.stages]
-    other = replace(other, target=str(target), stages=stages, data=first.data, max_new_tokens=12)
-    pipeline.train(other, tmp_path / name, cache=cache)
-    assert {path: path.read_bytes() for path in cache.rglob("*.parquet")} == answers
-    eagle = vispec.load(target, tmp_path / name / "draft").draft
-    assert isinstance(eagle, EagleDraft)
-    assert eagle.adapter is None
+    for name, init in (("eagle", begun), ("eagle-text", None)):
+        other = brief(asked, target, folder / f"{name}.toml")
+        pipeline.train(other, tmp_path / name, cache=cache, init=init)
+        assert {path: path.read_bytes() for path in cache.rglob("*.parquet")} == answers
+        eagle = vispec.load(target, tmp_path / name / "draft").draft
+        assert isinstance(eagle, EagleDraft)
+        assert eagle.adapter is None
 
 
 def test_acceptance_is_told_by_task(asked: Path) -> None:

@@ -259,6 +259,18 @@ def test_a_run_goes_on_where_it_was_and_begins_from_another(
         with pytest.raises(SettingsError, match=r"adapter query\)\. Leave \[draft\] out"):
             pipeline.train(replace(whole, draft=other), tmp_path / str(other.kind), init=begun)
 
+    # One without an adapter takes the recipe's, which has the rest as it was.
+    bare = replace(whole.stages[0], name="bare")
+    pipeline.train(replace(whole, draft=DraftRecipe(), stages=[bare]), tmp_path / "eagle")
+    stage = replace(whole.stages[1], train="adapter", name="taken")
+    begun_bare = str(tmp_path / "eagle" / "draft")
+    pipeline.train(replace(whole, stages=[stage]), tmp_path / "taken", init=begun_bare)
+    eagle, taken = (vispec.from_pretrained(tmp_path / n / "draft") for n in ("eagle", "taken"))
+    assert eagle.adapter is None
+    assert isinstance(taken.adapter, type(one.adapter))
+    kept = taken.state_dict()
+    assert all(torch.equal(v, kept[k]) for k, v in eagle.state_dict().items())
+
     # From that draft on, its adapter alone.
     stage = replace(whole.stages[1], train="adapter", name="adapter")
     begun = str(tmp_path / "whole" / "draft")

@@ -40,7 +40,11 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--cache", type=Path, metavar="FOLDER", help="answers and features that runs share (--out)"
     )
-    parser.add_argument("--init", metavar="DRAFT", help="a draft to begin with")
+    parser.add_argument(
+        "--init",
+        metavar="DRAFT",
+        help="a draft to begin with; takes the recipe's adapter if it has none",
+    )
     parser.add_argument("--target", metavar="MODEL", help="in place of the recipe's target")
     parser.add_argument("--device", default="auto", help="where the target is put (auto)")
     parser.add_argument(

@@ -140,10 +140,6 @@ class Eagle3Draft(SequentialDraft):
         adapter: Adapter | None = None,
     ) -> None:
         c, d = config, config.hidden_size
-        if adapter is not None and adapter.rows:
-            raise SettingsError(
-                "EAGLE-3's rows are twice as wide as its adapter", "Leave rows = true out."
-            )
         super().__init__(d, c.vocab_size, adapter, embedding, name, token_map, c.fc_bias)
         self.config = config
         read = c.fused * c.target_hidden_size
@@ -158,6 +154,13 @@ class Eagle3Draft(SequentialDraft):
             else None
         )
         self._rotary = Rotary(c.head_dim, c.rope_theta, c.rope_scaling, c.max_position_embeddings)
+
+    def take(self, adapter: Adapter, bias: bool = False) -> None:
+        if adapter.rows:
+            raise SettingsError(
+                "EAGLE-3's rows are twice as wide as its adapter", "Leave rows = true out."
+            )
+        super().take(adapter, bias)
 
     def feature_layers(self, target: Target) -> Sequence[int]:
         if self.config.aux_layers is not None:

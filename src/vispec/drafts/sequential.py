@@ -64,14 +64,27 @@ class SequentialDraft(nn.Module):
         self.register_buffer("token_map", token_map, persistent=False)
         self.width, self.vocabulary = width, vocabulary
         self._name, self.compiled = name, False
-        self.adapter, self.embed_tokens = adapter, embedding
+        self.adapter: Adapter | None = None
         self.img_fc: nn.Linear | None = None
-        if adapter is not None and adapter.has_global:
-            # ViSpec starts as EAGLE: the feature passes unchanged, the global vector is ignored.
+        if adapter is not None:
+            self.take(adapter, bias)
+        self.embed_tokens = embedding
+
+    def take(self, adapter: Adapter, bias: bool = False) -> None:
+        """Have an adapter make what is read of images.
+
+        ViSpec starts as EAGLE: the feature passes unchanged, the global vector is ignored.
+
+        Args:
+            bias: where the global vector joins.
+        """
+        self.adapter = adapter
+        if adapter.has_global:
+            width = self.width
             self.img_fc = nn.Linear(2 * width, width, bias=bias)
             nn.init.zeros_(self.img_fc.weight)
             nn.init.eye_(self.img_fc.weight[:, :width])
-            if self.img_fc.bias is not None:
+            if bias:
                 nn.init.zeros_(self.img_fc.bias)
 
     @property

@@ -28,7 +28,7 @@ from accelerate import PartialState
 from torch import nn
 from torch.utils.data import ConcatDataset
 
-from vispec.adapters import settings_of
+from vispec.adapters import build, settings_of
 from vispec.checkpoints.files import fingerprint, locate
 from vispec.checkpoints.registry import read
 from vispec.decoding.engine import Engine
@@ -166,9 +166,8 @@ def gather(
 def check_draft(target: Target, wanted: DraftRecipe, init: str | None = None) -> None:
     """Raise `VispecError` if the target cannot have a draft, before it answers anything."""
     if init is not None:
-        draft: Any = read(init).to(device=target.device, dtype=target.dtype)
+        draft = started(target, wanted, init)
         draft.check(target)
-        refuse_another_kind(draft, wanted, init)
         if compression_of(draft) is not None:
             raise SettingsError(
                 f"'{init}' is a compressed draft, which learns no more",
@@ -196,13 +195,26 @@ def begin(target: Target, recipe: Recipe, answers: Mapping[str, Answers], init: 
     torch.manual_seed(recipe.seed)
     wanted, token_map = recipe.draft, None
     if init is not None:
-        draft: Any = read(init).to(device=target.device, dtype=target.dtype)
+        draft = started(target, wanted, init)
         share_embedding(draft, target)
     else:
         if wanted.vocabulary:
             token_map = learnt_tokens(answers, wanted.vocabulary, target)
         draft = new_draft(target, wanted, seed=recipe.seed, token_map=token_map)
     return draft.to(device=target.device, dtype=torch.float32).requires_grad_(True).train()
+
+
+def started(target: Target, wanted: DraftRecipe, init: str) -> Any:
+    """The draft to begin with; one without an adapter takes the recipe's, as ViSpec's EAGLE does.
+
+    Raises:
+        SettingsError: if it is another than the recipe describes.
+    """
+    draft: Any = read(init)
+    refuse_another_kind(draft, wanted, init)
+    if wanted.adapter is not None and draft.adapter is None:
+        draft.take(build(wanted.adapter, draft.width), bias=draft.config.fc_bias)
+    return draft.to(device=target.device, dtype=target.dtype)
 
 
 def learnt_tokens(answers: Mapping[str, Answers], count: int, target: Target) -> torch.Tensor:
@@ -218,7 +230,8 @@ def refuse_another_kind(draft: Any, wanted: DraftRecipe, init: str) -> None:
         return
     adapter = getattr(draft, "adapter", None)
     own = None if adapter is None else _kind(settings_of(adapter))
-    if not isinstance(draft, NETWORKS[wanted.kind]) or own != _kind(wanted.adapter):
+    fits = own in (None, _kind(wanted.adapter))
+    if not isinstance(draft, NETWORKS[wanted.kind]) or not fits:
         raise SettingsError(
             f"the recipe describes a draft ({wanted.kind}, adapter {_kind(wanted.adapter)}), and"
             f" '{init}' is another ({type(draft).__name__}, adapter {own})",

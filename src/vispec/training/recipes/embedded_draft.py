@@ -1,9 +1,10 @@
 """A draft of the embedded target, measured: its model card and its licence.
 
     python -m vispec.training.recipes.embedded_questions --data DIR --out questions
-    vispec train embedded --out runs/embedded
-    python -m vispec.training.recipes.embedded_draft --run runs/embedded --questions questions \\
-        --out src/vispec/models/draft
+    vispec train embedded-eagle --out runs/eagle
+    vispec train embedded --out runs/embedded --init runs/eagle/draft
+    python -m vispec.training.recipes.embedded_draft --run runs/embedded --begun runs/eagle \\
+        --questions questions --out src/vispec/models/draft
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from vispec.adapters import QueryAdapter
 from vispec.decoding.engine import Engine
@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", type=Path, required=True, help="folder that vispec train filled")
+    parser.add_argument("--begun", type=Path, help="folder of the run whose draft it began with")
     parser.add_argument("--questions", type=Path, required=True, help="folder of the questions")
     parser.add_argument("--out", type=Path, required=True, help="where the draft is put")
     options = parser.parse_args(argv)
@@ -82,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("config.json", "model.safetensors", "provenance.json"):
         shutil.copyfile(trained / name, options.out / name)
     write_licence(options.out)
-    text = card(engine.draft, engine.tree, options.run, stated, measured, blind)
+    runs = [options.run] if options.begun is None else [options.begun, options.run]
+    text = card(engine.draft, engine.tree, runs, measured, blind)
     (options.out / "README.md").write_text(text)
     print(measured, flush=True)
 
@@ -106,16 +108,14 @@ def acceptance(engine: Engine, questions: Sequence[Question]) -> dict[str, dict[
 def card(
     draft: EagleDraft,
     tree: TreeShape,
-    run: Path,
-    stated: Mapping[str, Any],
+    runs: Sequence[Path],
     measured: Mapping[str, Mapping[str, float]],
     blind: Mapping[str, Mapping[str, float]],
 ) -> str:
     """The text of the draft's model card.
 
     Args:
-        run: folder of its training.
-        stated: its provenance.
+        runs: folders of its training, the last of them its own.
         measured: what `acceptance` found.
         blind: the same without pictures.
     """
@@ -130,32 +130,40 @@ def card(
         )
         for task, row in measured.items()
     ]
-    names = [stage["name"] for stage in stated["recipe"]["stages"]]
+    origins = [json.loads((run / "draft" / "provenance.json").read_text()) for run in runs]
+    stages = [
+        (run / "stages", stage)
+        for run, origin in zip(runs, origins, strict=True)
+        for stage in origin["recipe"]["stages"]
+    ]
     curve = [
         (
-            stage,
+            stage["name"],
             line["step"],
             f"{line['elapsed_s'] / 60:.0f}",
             *(f"{line[f'heldout_accepted_{step}']:.3f}" for step in (1, 2, 3)),
         )
-        for stage in names
-        for line in judged(run / "stages", stage, "heldout_accepted_1", 6)
+        for work, stage in stages
+        for line in judged(work, stage["name"], "heldout_accepted_1", 6)
     ]
-    learnt = {name for stage in stated["recipe"]["stages"] for name in stage["data"]}
+    stated = origins[-1]
+    learnt = {name for _, stage in stages for name in stage["data"]}
     said = [f"{stated['answers'][name]} to the questions {name}" for name in sorted(learnt)]
     adapter = draft.adapter
     what, title = "An EAGLE draft: one decoder layer that reads every image token", "An EAGLE draft"
     if isinstance(adapter, QueryAdapter):
-        what = f"A ViSpec draft: one decoder layer and an adapter of {adapter.q.shape[0]} queries"
-        title = "The embedded draft"
+        title, count = "The embedded draft", adapter.q.shape[0]
+        queries = "1 query" if count == 1 else f"{count} queries"
+        beside = ", beside every image token" if adapter.keeps else ""
+        what = f"A ViSpec draft: one decoder layer and an adapter of {queries}{beside}"
     return CARD.format(
         title=title,
         what=what,
-        command=stated["command"],
+        command="`, then `".join(origin["command"] for origin in origins),
         seed=stated["recipe"]["seed"],
         parameters=sum(p.numel() for p in draft.parameters()) / 1e6,
         answers=" and ".join(said),
-        training=training_of(run / "stages", names),
+        training="\n".join(training_of(work, [stage["name"]]) for work, stage in stages),
         curve=table(("stage", "step", "minutes", "one", "two", "three"), curve),
         tree=f"{tree.size} nodes, depth {tree.depth}, width {tree.width}",
         rows=table(header, rows),
