@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     if options.recipe is None:
         raise SettingsError("no recipe is given", "Name a .toml file, or see --list.")
     wanted = Path(options.recipe)
-    if not wanted.exists() and (RECIPES / f"{options.recipe}.toml").exists():
+    if not wanted.is_file() and (RECIPES / f"{options.recipe}.toml").exists():
         wanted = RECIPES / f"{options.recipe}.toml"
     recipe = read_recipe(wanted)
     if options.target:
