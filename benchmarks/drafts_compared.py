@@ -58,7 +58,7 @@ from vispec.training.drafts import new_draft
 from vispec.training.features import Sample, Store, collect
 from vispec.training.losses import MULTIMODAL_STAGE
 from vispec.training.questions import Source, questions
-from vispec.training.recipe import DraftRecipe, Recipe, StageRecipe, read_recipe
+from vispec.training.recipe import RECIPES, DraftRecipe, Recipe, StageRecipe, read_recipe
 from vispec.training.recipes.embedded_questions import task_of
 from vispec.training.selection import select
 from vispec.writing import replace_folder, write_json
@@ -76,7 +76,7 @@ POOLING = {"kind": "pooling", "keep": 16}
 PRUNING = {"kind": "pruning", "keep": 16}
 CONVOLUTION = {"kind": "convolution", "stride": 9}
 RESAMPLER = {"kind": "resampler", "heads": 3, "queries": 16, "inner": 384}
-TEXT, SHOWN = read_recipe(Path(__file__).parent / "drafts" / "eagle.toml").stages
+TEXT, SHOWN = read_recipe(RECIPES / "embedded-eagle.toml").stages
 TEXT = replace(TEXT, minutes=0.05)
 SHOWN = replace(SHOWN, minutes=0.95, self_fed=1)
 """As what became the built-in draft, but with the paper's one self-fed pass: more pay off late."""
