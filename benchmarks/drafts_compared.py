@@ -68,7 +68,13 @@ GROUPS = ("heldout", "text", "multimodal")
 LAYERS = (2, 16, 29)
 """Features that EAGLE-3 and fused drafts read; the last hidden states are kept beside them."""
 TREE = TreeShape(8, 5, 2)
-CANDIDATES = (TreeShape.chain(2), TreeShape.chain(4), TREE, TreeShape(12, 6, 3))
+CANDIDATES = (
+    TreeShape.chain(2),
+    TreeShape.chain(4),
+    TREE,
+    TreeShape(12, 8, 2),
+    TreeShape(16, 10, 2),
+)
 ALONE = "resampler alone, on pooling's draft"
 QUERY = {"kind": "query", "heads": 3, "queries": 2}
 MLP = {"kind": "mlp", "inner": 96}

@@ -12,19 +12,19 @@ from vispec.decoding.tree import TreeShape
 
 
 class Pretended:
-    """Answers at the speed of its tree, but slowly at first, as what compiles does."""
+    """Answers at the speed of its tree, but slowly the first two times."""
 
     def __init__(self, tree: TreeShape) -> None:
         self.tree, self.asked = tree, 0
 
     def generate(self, requests: list[Request]) -> list[Any]:
         self.asked += 1
-        first = self.asked == 1 and self.tree.size == 8
-        time.sleep(0.05 if first else 0.001 * abs(self.tree.size - 8) + 0.001)
+        slow = self.asked < 3 and self.tree.size == 8
+        time.sleep(0.05 if slow else 0.001 * abs(self.tree.size - 8) + 0.001)
         return [SimpleNamespace(token_ids=[1, 2, 3]) for _ in requests]
 
 
-def test_the_tree_with_the_most_tokens_a_second_is_taken_whatever_the_first_round_took() -> None:
+def test_the_tree_with_the_most_tokens_a_second_is_taken_whatever_a_slow_round_took() -> None:
     lines: list[str] = []
     trees = (TreeShape(4, 2, 2), TreeShape(8, 2, 2), TreeShape(16, 2, 2))
     taken = fastest_tree(

@@ -57,7 +57,7 @@ from vispec.training.trainer import Settings, Trainer
 from vispec.writing import replace_folder, write_json
 
 HELDOUT = "heldout"
-ASKED, LONGEST = 8, 64
+ASKED, LONGEST = 12, 64
 """Questions that trees are timed on, and tokens of their answers."""
 NETWORKS = {"eagle": EagleDraft, "eagle3": Eagle3Draft, "medusa": MedusaDraft}
 
@@ -405,7 +405,7 @@ def chosen_tree(
     requests = [replace(question, temperature=0.0).request(longest, 0) for question in some]
     print(f"choosing the fastest of {len(TREES)} trees on {len(requests)} questions", flush=True)
     own = copy.deepcopy(draft).to(target.dtype)
-    best = fastest_tree(lambda shape: Engine(target, own, tree=shape), TREES, requests, rounds=1)
+    best = fastest_tree(lambda shape: Engine(target, own, tree=shape), TREES, requests)
     write_json(path, asdict(best))
     return best
 
