@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -99,6 +100,21 @@ def test_text_is_proposed_in_the_targets_tokens(kind: str) -> None:
         session.advance([list(range(taken))], [whole[place : place + taken]], torch.empty(0))
         place += taken
     assert proposed > len(whole) // 3
+
+
+@torch.inference_mode()
+def test_a_text_of_many_more_tokens_than_the_targets_fits() -> None:
+    target = talking.target()
+    target.tokenizer = copy.deepcopy(target.tokenizer)
+    word = target.tokenizer.add_tokens("abcdefghij" * 4) and len(target.tokenizer) - 1
+    session = draft("bytes").session(target, 1, 16)
+    index = torch.full((2,), -1)
+    prefill = Prefill(torch.empty(0), torch.empty(0), torch.empty(0), index, 0, 0)
+    session.begin(0, Prompt([word] * 2, {}), prefill, word)
+    for _ in range(3):
+        session.propose(torch.tensor([word]), TreeShape(4, 3, 1), None)
+        session.advance([[0]], [[word]], torch.empty(0))
+    assert len(session.read_ids[0]) == 5 * 40 > 4 * 16
 
 
 def test_models_without_tokenizers_are_refused() -> None:

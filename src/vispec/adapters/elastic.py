@@ -15,8 +15,11 @@ from vispec.adapters.base import Adapter, Compressed, mean_of
 class ElasticAdapter(Adapter):
     """A gate that looks at the image and at what is asked chooses one of several adapters.
 
-    In training the choice is drawn (Gumbel-softmax, arXiv 1611.01144), and its gradient is that of
-    the probabilities; afterwards it is the likeliest, and only the chosen ones run.
+    In training the choice is drawn (Gumbel-softmax, arXiv 1611.01144); afterwards it is the
+    likeliest. Only what is chosen runs, in training too, and that is all the gate learns from: a
+    part becomes likelier where its tokens, made larger, would lower the loss, and a part without
+    tokens only through the others. Whether another part would have served better is what a
+    `SelectorAdapter` is fitted to.
 
     Args:
         hidden_size: `d`.

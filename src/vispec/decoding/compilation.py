@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ _LENGTH_AXIS = {"input_ids": -1, "inputs_embeds": -2, "position_ids": -1}
 """Where what a decoder is called with is as long as the prompt."""
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], *, constant: bool = False) -> Callable[..., Any]:
     """`torch.compile` with room for many tree shapes, shared with no other draft or target.
 
     By default all compilations of one piece of code share eight places, and a ninth shape, of
@@ -24,16 +25,36 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     which takes a millisecond for 32 layers: weights may be written to, but dtype, hooks and layers
     may not change. (Branches that depend on tensors, such as those of rotary embeddings that grow
     with a text, are never compiled.)
+
+    Args:
+        constant: whole numbers that it is given, such as a tree's width, are constants: it is
+            compiled for each. By default torch makes those unknown that it has seen change, of any
+            draft; kernels are then slower, and may be taken from torch's cache on disk for others
+            (2.13: of a guard `a or b` among those of a kept graph, only `b` is looked at, and none
+            before it).
     """
     if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
-        return torch.compile(function)
+        return _constant(torch.compile(function)) if constant else torch.compile(function)
     unguarded = torch.compiler.skip_guard_on_all_nn_modules_unsafe
     options: dict[str, Any] = {
         "recompile_limit": VARIANTS,
         "isolate_recompiles": True,
         "options": {"guard_filter_fn": unguarded},
     }
-    return torch.compile(function, **options)
+    made = torch.compile(function, **options)
+    return _constant(made) if constant else made
+
+
+def _constant(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A compiled function whose whole numbers are constants."""
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        # At every call, since any may be the first of its kind; 16 microseconds.
+        with torch._dynamo.config.patch(specialize_int=True):
+            return function(*args)
+
+    return call
 
 
 def lengths_may_vary(inputs: dict[str, Any]) -> bool:

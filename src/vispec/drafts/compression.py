@@ -1,7 +1,8 @@
 """Smaller forms of a trained draft: matrices of whole numbers, or of low rank.
 
-A draft's matrices are read in every step, so fewer bytes are less time where memory is what limits.
-Neither form can change what the target says; what each costs in acceptance has to be measured.
+A draft of either form is smaller on disk and in memory. One of low rank also computes less; one of
+int8 more, since torch multiplies the numbers after turning them into `x`'s kind. Neither can change
+what the target says; what each costs in acceptance and time has to be measured.
 
 Shapes: `o` outputs, `i` inputs, `r` rank.
 """

@@ -183,7 +183,7 @@ class SequentialDraft(nn.Module):
         """Compile growing dynamic trees and reading what was accepted."""
         if not self.compiled:
             self.compiled = True
-            self.grow = compiled(self.grow)  # type: ignore[method-assign]
+            self.grow = compiled(self.grow, constant=True)  # type: ignore[method-assign]
             self.follow = compiled(self.follow)  # type: ignore[method-assign]
 
     def grow(

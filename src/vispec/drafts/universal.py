@@ -53,7 +53,7 @@ class UniversalSession(LanguageModelSession):
     """The texts of a running batch in both vocabularies."""
 
     def __init__(self, draft: UniversalDraft, target: Target, slots: int, capacity: int) -> None:
-        # The same text may take more of the draft's tokens.
+        # The same text may take more of the draft's tokens, rarely more than these.
         super().__init__(draft, target, slots, 4 * capacity)
         self.theirs, self.ours = target.tokenizer, draft.model.tokenizer
         self.said: list[list[int]] = [[] for _ in range(slots)]
@@ -75,6 +75,8 @@ class UniversalSession(LanguageModelSession):
         texts = [_decoded(self.theirs, self.said[slot]) for slot in range(b)]
         for slot, text in enumerate(texts):
             self._take(slot, text)
+        unread = max(map(len, self.unread[:b]))
+        self.cache.widen(max(self.cache.length[:b]) + unread + shape.depth)
         logits = self.read(b)
         expand, depth = self.expander(b, shape.depth), shape.depth
         chain = torch.ones(depth, depth, dtype=torch.bool, device=device).tril().expand(b, -1, -1)

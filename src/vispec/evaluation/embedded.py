@@ -127,7 +127,7 @@ def acceptance(
         tables = (anything, baselines.Bigrams(alike, engine.target.vocab_size))
         rates = {
             shape: max(baselines.bigram_acceptance(table, texts, shape) for table in tables)
-            for shape in (engine.tree, *TREES, *CHAINS)
+            for shape in {engine.tree, *TREES, *CHAINS}
         }
         bigrams = rates[engine.tree]
         lookup = baselines.lookup_acceptance(prompts, texts)
