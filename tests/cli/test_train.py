@@ -76,6 +76,37 @@ def test_questions_are_answered_and_counted(
     assert "worker 2 is none of 2" in refused.err
 
 
+def test_a_recipes_questions_are_answered_for_its_training(
+    run: Run, pair: Pair, asked: Path, tmp_path: Path
+) -> None:
+    file = write(tmp_path, pair, asked)
+    cache = tmp_path / "cache"
+    for worker in (0, 1):
+        ran = run("distill", file, "--out", cache, "--worker", worker, "--workers", 2)
+        assert ran.code == 0, ran.err
+    assert "heldout: 4 of 4 questions are answered" in ran.out
+    answers = {path: path.stat().st_mtime_ns for path in cache.rglob("*.parquet")}
+    assert len(answers) == 2
+    ran = run("train", file, "--out", tmp_path / "run", "--cache", cache)
+    assert ran.code == 0, ran.err
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.parquet")} == answers
+    refused = run("distill", file, "--out", cache, "--limit", "3")
+    assert refused.code == 2
+    assert "--limit is given" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--limit", "-1"), ("--temperature", "-1"), ("--batch", "many")]
+)
+def test_numbers_that_mean_nothing_are_refused(
+    run: Run, asked: Path, tmp_path: Path, option: str, value: str
+) -> None:
+    ran = run("distill", asked, "--out", tmp_path / "out", option, value)
+    assert ran.code == 2
+    assert value in ran.err
+    assert "Traceback" not in ran.err
+
+
 @pytest.mark.slow
 def test_a_recipe_becomes_a_draft(run: Run, pair: Pair, asked: Path, tmp_path: Path) -> None:
     file = write(tmp_path, pair, asked)

@@ -164,7 +164,8 @@ def test_every_kind_of_draft_is_trained_and_used(
     assert engine.generate("the cat", picture, max_new_tokens=12).token_ids == plain.token_ids
     assert found["acceptance_length"] >= 1
     assert engine.tree in pipeline.TREES
-    assert json.loads((tmp_path / "tree.json").read_text()) == asdict(engine.tree)
+    chosen = tmp_path / "stages" / "two" / "tree.json"
+    assert json.loads(chosen.read_text()) == asdict(engine.tree)
     stated = json.loads((tmp_path / "draft" / "provenance.json").read_text())
     assert stated["command"] == "vispec train x"
     assert stated["answers"] == {"text": 6, "shown": 6, "heldout": 6}
@@ -250,6 +251,10 @@ def test_a_run_goes_on_where_it_was_and_begins_from_another(
     faster = [whole.stages[0], replace(whole.stages[1], learning_rate=1.0)]
     with pytest.raises(VispecError, match=r"another run: stage .*learning_rate"):
         pipeline.train(replace(whole, stages=faster), kept)
+    # Nor is one that came behind others than now.
+    for others in ([whole.stages[1]], [replace(whole.stages[0], name="zero"), *whole.stages]):
+        with pytest.raises(VispecError, match="another run: before was"):
+            pipeline.train(replace(whole, stages=others), kept)
     origin = json.loads((kept / "stages" / "two" / "checkpoint" / "provenance.json").read_text())
     assert origin["step"] == 3
     assert len(origin["data"]) == 3
@@ -257,7 +262,7 @@ def test_a_run_goes_on_where_it_was_and_begins_from_another(
     # A draft to begin with is not passed off as another that the recipe describes.
     begun = str(tmp_path / "whole" / "draft")
     for other in (DraftRecipe(kind="medusa"), DraftRecipe(adapter=ADAPTERS["pooling"])):
-        with pytest.raises(SettingsError, match=r"adapter query\)\. Leave \[draft\] out"):
+        with pytest.raises(SettingsError, match=r"another draft .*\. Leave \[draft\] out"):
             pipeline.train(replace(whole, draft=other), tmp_path / str(other.kind), init=begun)
 
     # One without an adapter takes the recipe's, which has the rest as it was.
@@ -375,6 +380,58 @@ def test_features_online_train_as_kept_ones(target: Path, asked: Path, tmp_path:
     one, other = (draft.state_dict() for draft in made)
     assert all(torch.equal(value, other[key]) for key, value in one.items())
     assert not (tmp_path / "online" / "features").exists()
+
+
+WORDS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "kind": ({"kind": "eagle"}, {"kind": "medusa"}, "its kind is 'eagle', not 'medusa'"),
+    "layers": ({"layers": 2}, {"kind": "eagle", "layers": 3}, "its layers is 2, not 3"),
+    "heads": ({"kind": "medusa", "heads": 3}, {"kind": "medusa", "heads": 5}, "is 3, not 5"),
+    "queries": (
+        {"adapter": {"kind": "query", "heads": 4, "queries": 1}},
+        {"adapter": {"kind": "query", "heads": 4, "queries": 8}},
+        r"'queries': 1.*, not .*'queries': 8",
+    ),
+    "fused": ({"aux_layers": [0, 1]}, {"layers": 1, "aux_layers": [0, 2]}, r"\[0, 1\], not"),
+    "vocabulary": (
+        {"kind": "eagle3", "aux_layers": [0, 1, 2], "vocabulary": 30},
+        {"kind": "eagle3", "aux_layers": [0, 1, 2]},
+        "its vocabulary is 30, not 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_draft_to_begin_with_is_told_from_what_the_recipe_describes(word: str) -> None:
+    stated, other, said = WORDS[word]
+    own = DraftRecipe(**stated)
+    fewer = torch.arange(own.vocabulary) if own.vocabulary else None
+    draft = new_draft(tiny.target(), own, token_map=fewer)
+    pipeline.refuse_another(draft, own, "mine")
+    pipeline.refuse_another(draft, DraftRecipe(), "mine")
+    with pytest.raises(SettingsError, match=said):
+        pipeline.refuse_another(draft, DraftRecipe(**other), "mine")
+
+
+def test_what_acceptance_is_measured_on_is_not_learnt_from(
+    target: Path, asked: Path, tmp_path: Path
+) -> None:
+    row = {"prompt": "what is it ?", "image": str(asked / "heldout" / "21.png")}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    whole = wanted(target, asked)
+    data = whole.data | {"shown": replace(whole.data["shown"], path=str(tmp_path / "rows.jsonl"))}
+    with pytest.raises(SettingsError, match=r"share 1 questions, 'shown-rows-1' for one"):
+        pipeline.train(replace(whole, data=data), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_without_weights_cannot_be_trained_alone(
+    target: Path, asked: Path, tmp_path: Path
+) -> None:
+    whole, loaded = wanted(target, asked), tiny.target()
+    draft = new_draft(loaded, DraftRecipe(adapter=ADAPTERS["hidden"]))
+    stage = replace(whole.stages[0], train="adapter")
+    with pytest.raises(SettingsError, match="nothing that learns"):
+        pipeline.run_stage(draft, loaded, stage, [], [], tmp_path, whole)
 
 
 def test_an_adapter_that_there_is_not_cannot_be_trained(

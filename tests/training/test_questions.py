@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import talking
-from vispec.errors import SettingsError
+from vispec.errors import ImageError, SettingsError
 from vispec.training import questions as module
 from vispec.training.questions import LONGER, Source, questions
 
@@ -178,6 +178,19 @@ def test_a_row_of_a_dataset_may_have_several_pictures(monkeypatch: pytest.Monkey
     found = questions(Source("someone/data", image="pages"), "d")
     assert [q.key for q in found] == ["d-0", "d-1"]
     assert [len(q.shown()) for q in found] == [2, 1]
+
+
+def test_a_picture_of_a_dataset_that_cannot_be_decoded_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"question": datasets.Value("string"), "image": datasets.Image()})
+    rows = [{"question": "it?", "image": {"bytes": b"no picture", "path": None}}]
+    made = datasets.Dataset.from_list(rows, features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *given, **options: made)
+    (found,) = questions(Source("someone/data"), "d")
+    with pytest.raises(ImageError, match="picture in row 0"):
+        found.shown()
 
 
 def test_what_holds_no_questions_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

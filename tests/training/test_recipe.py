@@ -223,6 +223,29 @@ def test_rows_that_are_shared_are_seen() -> None:
     assert not whole.overlaps(Source("a", split="test"))
     assert not Source("a", limit=5).overlaps(Source("a", first=5, limit=2))
     assert Source("a", limit=6).overlaps(Source("a", first=5, limit=2))
+    # Which rows of a split a slice has is not known here.
+    assert Source("a", split="train[:9]").overlaps(Source("a", split="train[-9:]"))
+    assert Source("a", split="train + test").overlaps(Source("a", split="test"))
+    assert not Source("a", split="train[:9]").overlaps(Source("a", split="test"))
+
+
+def test_a_folder_is_the_same_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path)
+    whole = Source("a")
+    for other in (Source("./a"), Source(str(tmp_path / "a")), Source("a", split="test")):
+        assert whole.overlaps(other)
+    assert not Source("a", limit=2).overlaps(Source("./a", first=2))
+
+
+def test_what_no_recipe_can_hold_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b"target = '\xff'")
+    with pytest.raises(SettingsError, match="cannot be read as a recipe"):
+        read_recipe(path)
+    path.write_text("target = 2026-01-01")
+    with pytest.raises(SettingsError, match="is no recipe"):
+        read_recipe(path)
 
 
 def test_the_documentation_shows_recipes() -> None:

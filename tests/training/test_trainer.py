@@ -457,6 +457,20 @@ def test_a_log_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
     assert [line["step"] for line in read_log(tmp_path / "b")] == list(range(1, 13))
 
 
+def test_a_run_that_was_killed_before_any_checkpoint_logs_nothing_twice(tmp_path: Path) -> None:
+    def dies(step: int) -> Tensor:
+        if step == 7:
+            raise KeyboardInterrupt
+        return batches(step)
+
+    chosen = settings(tmp_path, log_s=0.0, checkpoint_s=1e9)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(fresh(), dies, loss, chosen).run()
+    assert len(read_log(tmp_path)) == 7
+    Trainer(fresh(), batches, loss, chosen).run()
+    assert [line["step"] for line in read_log(tmp_path)] == list(range(1, 13))
+
+
 def test_what_is_not_finite_is_named_with_what_is_left(tmp_path: Path) -> None:
     def broken(model: nn.Module, batch: Tensor) -> tuple[Tensor, dict[str, float]]:
         return model(batch).sum() * float("nan"), {}

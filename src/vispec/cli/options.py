@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from vispec.decoding.engine import Engine
 
 EMBEDDED = "embedded"
+UNWRITABLE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST),
+}
+"""What disks and folders say when they take nothing."""
 SAMPLING = (
     "max_new_tokens",
     "temperature",
@@ -112,6 +118,24 @@ def sampling(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in SAMPLING}
 
 
+def count(text: str) -> int:
+    """A whole number from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return int(text)
+
+
+def amount(text: str) -> float:
+    """A number from 0 on."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on")
+    return value
+
+
 def need_training() -> None:
     """Raise `VispecError` where what training needs is not installed."""
     missing = [name for name in ("accelerate", "pydantic", "pyarrow") if find_spec(name) is None]
@@ -125,7 +149,9 @@ def written(folder: Path | str, more: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise VispecError(f"'{folder}' cannot be written to: {error}{more}") from error
+        # An error of the network's says what it is itself.
+        about = f"'{folder}' cannot be written to: " if error.errno in UNWRITABLE else ""
+        raise VispecError(f"{about}{error}{more}") from error
 
 
 def kept(folder: Path) -> AbstractContextManager[None]:

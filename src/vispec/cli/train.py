@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     quiet_libraries()
     from dataclasses import replace
 
-    from vispec.training.recipe import RECIPES, read_recipe
+    from vispec.training.recipe import RECIPES, read_recipe, recipe_file
 
     screen = Screen()
     if options.list:
@@ -74,9 +74,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.recipe is None:
         raise SettingsError("no recipe is given", "Name a .toml file, or see --list.")
-    wanted = Path(options.recipe)
-    if not wanted.is_file() and (RECIPES / f"{options.recipe}.toml").exists():
-        wanted = RECIPES / f"{options.recipe}.toml"
+    wanted = recipe_file(options.recipe) or Path(options.recipe)
     recipe = read_recipe(wanted)
     if options.target:
         recipe = replace(recipe, target=options.target)

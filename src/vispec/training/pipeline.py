@@ -4,9 +4,9 @@ Everything lies in one folder and goes on where it was interrupted::
 
     answers/<source>/   what the target said
     features/<layers>/<source>/   what it saw, unless features are online
-    stages/<name>/      checkpoints, log.jsonl, and for tensorboard
+    stages/<name>/      checkpoints, log.jsonl, and for tensorboard; of the last one, tree.json,
+                        the tree that was fastest
     draft/              the draft, with a model card and provenance.json
-    tree.json           the tree that was fastest
     curves.png          losses and held-out acceptance
 """
 
@@ -51,7 +51,7 @@ from vispec.training.drafts import frequent, new_draft
 from vispec.training.features import Online, Sample, Store, collect
 from vispec.training.medusa import MedusaStage, medusa_acceptance
 from vispec.training.provenance import provenance
-from vispec.training.questions import questions
+from vispec.training.questions import questions, refuse_shared
 from vispec.training.recipe import DraftRecipe, Recipe, StageRecipe
 from vispec.training.trainer import Settings, Trainer
 from vispec.writing import replace_folder, write_json
@@ -87,15 +87,17 @@ def train(
         VispecError: for anything wrong with the recipe, its data or its target.
     """
     asked = {name: questions(source, name) for name, source in recipe.data.items()}
+    refuse_shared(asked, HELDOUT)
     state, place = process_and_device(device)
     target = load_target(recipe.target, device=place)
     check_draft(target, recipe.draft, init)
     for candidate in recipe.candidates:
         check_draft(target, candidate)
     cache = cache or folder
+    begun_with = None if init is None else [init, fingerprint(Path(locate(init, "draft")))]
     with state.main_process_first():
-        claim(cache, _claimed(recipe, asked), "cache.json")
-        claim(folder, {"draft": asdict(recipe.draft), "init": init})
+        facts = claim_answers(recipe, cache, asked)
+        claim(folder, {"draft": asdict(recipe.draft), "init": begun_with, **facts})
     answers = gather(target, recipe, cache, asked, init)
     draft = begin(target, recipe, answers, init)
     layers = draft.feature_layers(target)
@@ -109,7 +111,10 @@ def train(
         "processes": state.num_processes,
         "recipe": asdict(recipe),
     }
-    for stage in recipe.stages:
+    for number, stage in enumerate(recipe.stages):
+        before = {"before": [asdict(one) for one in recipe.stages[:number]]}
+        with state.main_process_first():
+            claim(folder / "stages" / stage.name, before, "before.json")
         own = [data[name] for name in stage.data]
         run_stage(draft, target, stage, own, heldout, folder, recipe, origin=origin)
     # What is measured is what is kept: the weights as half precision rounds them.
@@ -123,7 +128,8 @@ def train(
             [question for question in asked[name] if question.key in answers[name]]
             for name in recipe.stages[-1].data
         ]
-        tree = chosen_tree(draft, target, learnt, recipe.max_new_tokens, folder / "tree.json")
+        path = folder / "stages" / recipe.stages[-1].name / "tree.json"
+        tree = chosen_tree(draft, target, learnt, recipe.max_new_tokens, path)
         finish(draft, recipe, folder, found, origin, answers, tree)
     state.wait_for_everyone()
     return found
@@ -138,6 +144,22 @@ def process_and_device(device: str) -> tuple[PartialState, Any]:
     return state, state.device if device == "auto" else device
 
 
+def claim_answers(
+    recipe: Recipe, folder: Path, asked: Mapping[str, Sequence[Question]]
+) -> dict[str, Any]:
+    """Keep a folder's answers and features to one recipe's; what they depend on."""
+    place = Path(locate(recipe.target))
+    facts = {
+        "target": recipe.target,
+        "weights": fingerprint(place) if place.is_dir() else "",
+        "features": recipe.features,
+        "max_new_tokens": recipe.max_new_tokens,
+        "questions": {name: digest(group, recipe.max_new_tokens) for name, group in asked.items()},
+    }
+    claim(folder, facts, "cache.json")
+    return facts
+
+
 def gather(
     target: Target,
     recipe: Recipe,
@@ -149,18 +171,32 @@ def gather(
     state = PartialState()
     helper, tree = load_draft(init, target) if init else (None, None)
     engine = Engine(target, helper, tree=tree, max_batch=recipe.max_batch)
-    for name, group in asked.items():
-        distill(
+    answer(engine, recipe, folder, asked, state.process_index, state.num_processes)
+    state.wait_for_everyone()
+    return {name: read_answers(folder / "answers" / name) for name in asked}
+
+
+def answer(
+    engine: Engine,
+    recipe: Recipe,
+    folder: Path,
+    asked: Mapping[str, Sequence[Question]],
+    worker: int,
+    workers: int,
+) -> dict[str, Answers]:
+    """One worker's part of the answers to a recipe's questions, in `folder/answers`."""
+    return {
+        name: distill(
             engine,
             group,
             folder / "answers" / name,
             max_new_tokens=recipe.max_new_tokens,
             batch=12 * recipe.max_batch,
-            worker=state.process_index,
-            workers=state.num_processes,
+            worker=worker,
+            workers=workers,
         )
-    state.wait_for_everyone()
-    return {name: read_answers(folder / "answers" / name) for name in asked}
+        for name, group in asked.items()
+    }
 
 
 def check_draft(target: Target, wanted: DraftRecipe, init: str | None = None) -> None:
@@ -211,7 +247,7 @@ def started(target: Target, wanted: DraftRecipe, init: str) -> Any:
         SettingsError: if it is another than the recipe describes.
     """
     draft: Any = read(init)
-    refuse_another_kind(draft, wanted, init)
+    refuse_another(draft, wanted, init)
     if wanted.adapter is not None and draft.adapter is None:
         draft.take(build(wanted.adapter, draft.width), bias=draft.config.fc_bias)
     return draft.to(device=target.device, dtype=target.dtype)
@@ -224,30 +260,48 @@ def learnt_tokens(answers: Mapping[str, Answers], count: int, target: Target) ->
     return frequent(said, count, target.vocab_size)
 
 
-def refuse_another_kind(draft: Any, wanted: DraftRecipe, init: str) -> None:
+def refuse_another(draft: Any, wanted: DraftRecipe, init: str) -> None:
     """Raise if a draft to begin with is not what the recipe describes, where it describes one."""
     if wanted == DraftRecipe():
         return
-    adapter = getattr(draft, "adapter", None)
-    own = None if adapter is None else _kind(settings_of(adapter))
-    fits = own in (None, _kind(wanted.adapter))
-    if not isinstance(draft, NETWORKS[wanted.kind]) or not fits:
+    meant = {name: getattr(wanted, name) for name in ("kind", "layers", "vocabulary")}
+    if wanted.heads is not None:
+        meant["heads"] = wanted.heads
+    if wanted.aux_layers is not None or wanted.kind == "eagle":
+        meant["aux_layers"] = list(wanted.aux_layers or ())
+    own = described(draft)
+    if own.get("adapter") is not None:
+        meant["adapter"] = None
+        if wanted.adapter is not None:
+            with torch.device("meta"):
+                meant["adapter"] = settings_of(build(wanted.adapter, draft.width))
+    # As a file states them.
+    own, meant = json.loads(json.dumps([own, meant]))
+    other = [name for name, value in meant.items() if own.get(name) != value]
+    if other:
+        said = "; ".join(f"its {name} is {own.get(name)!r}, not {meant[name]!r}" for name in other)
         raise SettingsError(
-            f"the recipe describes a draft ({wanted.kind}, adapter {_kind(wanted.adapter)}), and"
-            f" '{init}' is another ({type(draft).__name__}, adapter {own})",
+            f"'{init}' is another draft than the recipe describes: {said}",
             "Leave [draft] out of the recipe.",
         )
 
 
-def _kind(adapter: Any) -> Any:
-    """Of an adapter's settings, or of each in a list."""
-    if adapter and "parts" in adapter and adapter["kind"] == "stacked":
-        adapter = adapter["parts"]
-    return (
-        [one["kind"] for one in adapter]
-        if isinstance(adapter, list)
-        else adapter and adapter["kind"]
-    )
+def described(draft: Any) -> dict[str, Any]:
+    """A draft in a recipe's words."""
+    kind = next((kind for kind, made in NETWORKS.items() if isinstance(draft, made)), None)
+    if kind is None:
+        return {"kind": type(draft).__name__}
+    c = draft.config
+    if kind == "medusa":
+        return {"kind": kind, "layers": c.layers, "heads": c.heads, "vocabulary": 0}
+    known = getattr(c, "draft_vocab_size", c.vocab_size)
+    return {
+        "kind": kind,
+        "layers": c.num_hidden_layers,
+        "vocabulary": 0 if known == c.vocab_size else known,
+        "aux_layers": list(c.aux_layers or ()),
+        "adapter": None if draft.adapter is None else settings_of(draft.adapter),
+    }
 
 
 def look_up(
@@ -318,6 +372,10 @@ def run_stage(
         draft.requires_grad_(stage.train == "draft")
         for part in joins:
             part.requires_grad_(stage.train == "adapter")
+        if not any(parameter.requires_grad for parameter in draft.parameters()):
+            raise SettingsError(
+                f"stage '{stage.name}' trains the {stage.train}, which has nothing that learns"
+            )
     module: nn.Module
     if isinstance(draft, MedusaDraft):
         module = MedusaStage(draft, target, stage.losses, decay=stage.decay)
@@ -450,15 +508,3 @@ def finish(
     }
     write_json(fresh / "provenance.json", {**origin, **facts})
     replace_folder(fresh, kept)
-
-
-def _claimed(recipe: Recipe, asked: Mapping[str, Sequence[Question]]) -> dict[str, Any]:
-    """What a folder's answers and features depend on."""
-    place = Path(locate(recipe.target))
-    return {
-        "target": recipe.target,
-        "weights": fingerprint(place) if place.is_dir() else "",
-        "features": recipe.features,
-        "max_new_tokens": recipe.max_new_tokens,
-        "questions": {name: digest(group, recipe.max_new_tokens) for name, group in asked.items()},
-    }

@@ -17,7 +17,7 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from vispec.errors import SettingsError
+from vispec.errors import ImageError, SettingsError
 from vispec.training.distill import Question
 
 PICTURES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"))
@@ -65,11 +65,23 @@ class Source:
     longer: bool = False
 
     def overlaps(self, other: Source) -> bool:
-        """Whether both have a row of the same file or dataset."""
-        if (self.path, self.config, self.split) != (other.path, other.config, other.split):
+        """Whether both may have a row of the same file, folder or dataset.
+
+        Of slices of a split it is not known which rows they are.
+        """
+        if self._place() != other._place():
             return False
+        if self.split != other.split and not Path(self.path).exists():
+            return not self._splits().isdisjoint(other._splits())
         ends = [one.first + one.limit if one.limit else math.inf for one in (self, other)]
         return self.first < ends[1] and other.first < ends[0]
+
+    def _place(self) -> tuple[str, str]:
+        path = Path(self.path)
+        return (str(path.resolve()), "") if path.exists() else (self.path, self.config)
+
+    def _splits(self) -> set[str]:
+        return {part.split("[")[0].strip() for part in self.split.split("+")}
 
 
 def questions(source: Source, name: str) -> list[Question]:
@@ -102,6 +114,30 @@ def questions(source: Source, name: str) -> list[Question]:
         told = ", ".join(key for key, _ in skipped[:3]) + (" …" if len(skipped) > 3 else "")
         print(f"skipped {len(skipped)} rows without a prompt: {told}", file=sys.stderr, flush=True)
     return found
+
+
+def refuse_shared(asked: Mapping[str, Sequence[Question]], unseen: str) -> None:
+    """Raise if a question is asked in one source and in the one that nothing may learn from.
+
+    Pictures in files are known by where they are; those of a dataset are not opened for this.
+    """
+    kept = {_identity(question): question.key for question in asked[unseen]}
+    for name, group in asked.items():
+        shared = [one.key for one in group if name != unseen and _identity(one) in kept]
+        if shared:
+            raise SettingsError(
+                f"[data.{name}] and [data.{unseen}] share {len(shared)} questions,"
+                f" '{shared[0]}' for one",
+                "What acceptance is measured on must not be learnt from.",
+            )
+
+
+def _identity(question: Question) -> tuple[str, ...]:
+    pictures = [
+        str(Path(one).resolve()) if isinstance(one, str) else question.key
+        for one in question.images
+    ]
+    return (str(question.prompt), *pictures)
 
 
 def _rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -180,7 +216,13 @@ def _dataset(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _cell(rows: Any, number: int, column: str) -> Any:
-    return rows[number][column]
+    try:
+        return rows[number][column]
+    except Exception as error:  # whatever the decoder of its format raises
+        reason = str(error).split("\n", 1)[0] or type(error).__name__
+        raise ImageError.unusable(
+            f"the picture in row {number}", reason, "leave the row out"
+        ) from error
 
 
 def _picture_column(names: Collection[str], source: Source) -> str | None:

@@ -45,7 +45,7 @@ class DraftRecipe:
     kind: Literal["eagle", "eagle3", "medusa"] = "eagle"
     layers: Positive = 1
     adapter: dict[str, Any] | list[dict[str, Any]] | None = None
-    aux_layers: list[Count] | None = None
+    aux_layers: Annotated[list[Count], Field(min_length=1)] | None = None
     vocabulary: Count = 0
     heads: Positive | None = None
 
@@ -185,7 +185,7 @@ class Recipe:
         for name, source in self.data.items():
             if name != "heldout" and source.overlaps(unseen):
                 raise SettingsError(
-                    f"[data.{name}] and [data.heldout] share rows of {source.path!r}",
+                    f"[data.{name}] and [data.heldout] may share rows of {source.path!r}",
                     "What acceptance is measured on must not be learnt from: use first and limit.",
                 )
         names = [stage.name for stage in self.stages]
@@ -193,6 +193,14 @@ class Recipe:
             raise SettingsError(f"stages share a name: {', '.join(names)}")
         for draft in (self.draft, *self.candidates):
             draft.check()
+
+
+def recipe_file(name: str) -> Path | None:
+    """The file of a recipe: a `.toml`, or one that comes along; None of anything else."""
+    if name.endswith(".toml"):
+        return Path(name)
+    known = RECIPES / f"{name}.toml"
+    return known if known.is_file() and not Path(name).is_file() else None
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -205,7 +213,7 @@ def read_recipe(path: Path) -> Recipe:
     try:
         with path.open("rb") as file:
             stated = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # no TOML, or no UTF-8
         raise SettingsError(f"{path} cannot be read as a recipe: {error}") from error
     return recipe(stated, str(path), path.parent)
 
@@ -214,13 +222,15 @@ def recipe(stated: dict[str, Any], name: str, folder: Path = Path()) -> Recipe:
     """A recipe from what its file states; errors as of `read_recipe`."""
     try:
         # As JSON: strict about numbers and texts, and no more about objects than it must.
-        found = TypeAdapter(Recipe).validate_json(json.dumps(stated), strict=True)
+        stated_so = json.dumps(stated, default=str)  # dates, which nothing here is
+        found = TypeAdapter(Recipe).validate_json(stated_so, strict=True)
     except ValidationError as error:
         lines = [f"\n  {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
         raise SettingsError(f"{name} is no recipe:{''.join(lines)}\n") from error
-    found.check()
     sources = {key: _placed(source, folder) for key, source in found.data.items()}
-    return replace(found, data=sources)
+    found = replace(found, data=sources)
+    found.check()
+    return found
 
 
 def _placed(source: Source, folder: Path) -> Source:

@@ -26,7 +26,8 @@ and a function from (model, batch) to loss; it gives back the trained model::
   ``learning_rate``, ``loss`` (mean since the last line), the loss function's numbers and, on
   evaluation lines, what ``evaluate`` returned; and the same for tensorboard, where it is installed.
 * **Several processes.** Under ``accelerate launch`` each takes its part of every batch, and the
-  weights become what one process would have made of all of it. ``split`` says how a batch is taken
+  weights become what one process would have made of all of it, but for numbers that the loss
+  function draws, which are others. ``split`` says how a batch is taken
   apart, ``load`` what a part is, in pieces that fit into memory, and ``weigh`` how much a piece
   counts in a mean over all. ``settings.accumulate`` takes batches apart likewise. What learns must
   be called through the model that the loss function is given. Where FSDP spreads the weights
@@ -202,6 +203,7 @@ class Trainer:
         self.accelerator.register_for_checkpointing(self.progress)
         settings.folder.mkdir(parents=True, exist_ok=True)
         self._board: Any = None
+        self._from_step = 0
 
     def _refuse_what_cannot_be_spread(self) -> None:
         kind = self.accelerator.distributed_type
@@ -236,6 +238,7 @@ class Trainer:
     def run(self) -> Progress:
         """Train to the end of the budget, from the last checkpoint if there is one."""
         self._load()
+        self._from_step = self.progress.step
         settings, progress = self.settings, self.progress
         self._began = settings.clock() - progress.elapsed_s
         logged = saved = evaluated = progress.elapsed_s
@@ -388,7 +391,10 @@ class Trainer:
         if find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = self._board or SummaryWriter(str(self.settings.folder))
+            # What an earlier start logged beyond its checkpoint is done again.
+            self._board = self._board or SummaryWriter(
+                str(self.settings.folder), purge_step=self._from_step + 1
+            )
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, self.progress.step)
             self._board.flush()
@@ -424,6 +430,8 @@ class Trainer:
         kept = folder / CHECKPOINT
         found = kept if kept.exists() else former(kept)
         if not found.exists():
+            if self.accelerator.is_main_process:
+                (folder / "log.jsonl").unlink(missing_ok=True)  # of steps that are done again
             return
         peaks = [[group["peak"] for group in o.param_groups] for o in self.optimizers]
         self.accelerator.load_state(str(found))
