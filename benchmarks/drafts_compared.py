@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
 import re
 import shutil
@@ -46,14 +47,14 @@ from vispec.drafts.compression import compress
 from vispec.drafts.hybrid import HybridDraft
 from vispec.drafts.language_model import LanguageModelDraft
 from vispec.drafts.lookup import LookupDraft
-from vispec.evaluation.conditions import commit, conditions
+from vispec.evaluation.conditions import commit, conditions, source
 from vispec.hub import save_pretrained
 from vispec.loading_drafts import load_draft
 from vispec.loading_targets import load_target
 from vispec.runs import claim
 from vispec.training import pipeline
 from vispec.training.curves import read_log
-from vispec.training.distill import Question, distill, read_answers
+from vispec.training.distill import Question, digest, distill, read_answers
 from vispec.training.drafts import new_draft
 from vispec.training.features import Sample, Store, collect
 from vispec.training.losses import MULTIMODAL_STAGE
@@ -172,6 +173,10 @@ ARMS: dict[str, Arm] = {
     "none, as many steps": Arm("training", DraftRecipe(), steps_of="query"),
 }
 
+CODE = tuple(f"src/vispec/{part}" for part in ("adapters", "decoding", "drafts", "targets"))
+"""What answers are timed of."""
+LONGEST = 112
+"""Tokens of an answer, at most."""
 COUNTS = ("new_tokens", "target_passes", "drafted_tokens")
 TIMES = ("vision_s", "prefill_s", "read_s", "draft_s", "verify_s", "overhead_s")
 """What is kept of every answer's `Stats`."""
@@ -197,6 +202,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--part", default="1/1", metavar="K/N", help="of the arms, to train alone")
     options = parser.parse_args(argv)
     part, parts = (int(number) for number in options.part.split("/"))
+    for name in options.arms:
+        needed = ARMS[name].start or ARMS[name].steps_of
+        if needed and needed not in options.arms and not arm_folder(options, needed, 0).exists():
+            parser.error(f"--arms has '{name}', which needs '{needed}'")
 
     target = load_target(options.target, dtype="float32")
     stores = {name: options.work / "features" / name for name in GROUPS}
@@ -260,7 +269,7 @@ def answer(target: Any, options: argparse.Namespace, worker: int, workers: int) 
     engine = Engine(target, helper, tree=tree, max_batch=32)
     for name in GROUPS:
         folder, group = options.work / "answers" / name, asked_of(options, name)
-        distill(engine, group, folder, max_new_tokens=112, worker=worker, workers=workers)
+        distill(engine, group, folder, max_new_tokens=LONGEST, worker=worker, workers=workers)
 
 
 def look(target: Any, options: argparse.Namespace, worker: int, workers: int) -> None:
@@ -400,13 +409,15 @@ def trees_of(
     path = options.work / "trees.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     judged = asked_of(options, "heldout")
-    requests = [question.request(112, 0) for question in [*judged[:12], *judged[-4:]]]
+    some = [*judged[:12], *judged[-4:]]
+    requests = [question.request(LONGEST, 0) for question in some]
     for name, draft in drafts.items():
         arm = ARMS.get(name.removesuffix(", seed 0"))
         of_a_kind = arm is not None and arm.group == "kinds"
         if not of_a_kind and name not in ("query, seed 0", "lookup", "query and lookup"):
             continue
-        if name not in known:
+        own = identity(draft, None, some)
+        if known.get(name, {}).get("of") != own:
             print(f"the tree of {name}", flush=True)
             best = fastest_tree(
                 lambda shape, draft=draft: Engine(target, draft, tree=shape),  # type: ignore[misc]
@@ -414,16 +425,15 @@ def trees_of(
                 requests,
                 rounds=1,
             )
-            known[name] = asdict(best)
+            known[name] = {"of": own, "tree": asdict(best)}
             write_json(path, known)
-        found[f"{name.split(', seed')[0]}, own tree"] = name, TreeShape(**known[name])
+        found[f"{name.split(', seed')[0]}, own tree"] = name, TreeShape(**known[name]["tree"])
     return found
 
 
 def size(draft: Any) -> dict[str, int]:
     """How many numbers a draft has, its adapter among them, and bytes as it is stored."""
-    draft = draft.draft if isinstance(draft, HybridDraft) else draft
-    module = draft.model.model if isinstance(draft, LanguageModelDraft) else draft
+    module = module_of(draft)
     parts = {"parameters": module, "adapter_parameters": getattr(module, "adapter", None)}
     found = {
         name: list(p.parameters()) if isinstance(p, nn.Module) else [] for name, p in parts.items()
@@ -433,12 +443,36 @@ def size(draft: Any) -> dict[str, int]:
     return {**counts, "bytes": sum(stored)}
 
 
+def module_of(draft: Any) -> Any:
+    """The network that drafts, where one does."""
+    draft = draft.draft if isinstance(draft, HybridDraft) else draft
+    return draft.model.model if isinstance(draft, LanguageModelDraft) else draft
+
+
+def identity(draft: Any, tree: TreeShape | None, asked: Sequence[Question]) -> str:
+    """What tells one way of answering some questions from all others, in this state of the code."""
+    facts = [source(*CODE), asdict(tree or TREE), digest(asked, LONGEST)]
+    found = hashlib.sha256(json.dumps(facts).encode())
+    module = module_of(draft)
+    if isinstance(module, nn.Module):
+        for name, tensor in module.state_dict().items():
+            numbers = tensor.cpu().reshape(-1).contiguous().view(torch.uint8)
+            found.update(name.encode() + numbers.numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
 def ask(ways: Mapping[str, Engine], asked: Sequence[Question], path: Path) -> dict[str, Measured]:
-    """Ask every question in every way, by turns; goes on behind what is in the file."""
+    """Ask every question in every way, by turns; goes on behind what is in the file.
+
+    What was measured of other drafts, trees, questions or code is measured again.
+    """
     kept = json.loads(path.read_text()) if path.exists() else {}
-    found: dict[str, Measured] = {
-        label: kept.get(label) or {name: [] for name in (*COUNTS, *TIMES, SAME)} for label in ways
-    }
+    own = {label: identity(engine.draft, engine.tree, asked) for label, engine in ways.items()}
+    found: dict[str, Measured] = {}
+    for label, name in own.items():
+        known = kept.get(label, {})
+        fresh: Measured = {name: [] for name in (*COUNTS, *TIMES, SAME)}
+        found[label] = known["measured"] if known.get("of") == name else fresh
     begun = min(len(one[SAME]) for one in found.values())
     for one in found.values():  # a way that came later has all asked again
         for numbers in one.values():
@@ -450,13 +484,13 @@ def ask(ways: Mapping[str, Engine], asked: Sequence[Question], path: Path) -> di
         said = {}
         for turn in range(len(labels)):
             label = labels[(turn + place) % len(labels)]
-            (result,) = ways[label].generate([asked[place].request(112, place)])
+            (result,) = ways[label].generate([asked[place].request(LONGEST, place)])
             said[label] = result.token_ids
             for name in (*COUNTS, *TIMES):
                 found[label][name].append(round(getattr(result.stats, name), 6))
         for label, one in found.items():
             one[SAME].append(said[label] == said["plain"])
-        write_json(path, found)
+        write_json(path, {k: {"of": own[k], "measured": v} for k, v in found.items()})
         print(f"{place + 1} of {len(asked)} questions", flush=True)
     return found
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -140,7 +141,7 @@ class Result:
         made = name.startswith((f"{other}, ", f"{other} and lookup"))
         counts = self.seeds(name), 1 if made else self.seeds(other)
         every = [np.arange(count) for count in counts]
-        found = measure(ways[0], every[0], places) / measure(ways[1], every[1], places)
+        found = over(measure(ways[0], every[0], places), measure(ways[1], every[1], places))
         generator = np.random.default_rng(0)
         groups = [places[self.tasks[places] == task] for task in dict.fromkeys(self.tasks[places])]
         # What is made of another draft has its seed.
@@ -150,7 +151,7 @@ class Result:
         drawn = []
         for _ in range(DRAWS):
             some = np.concatenate([generator.choice(group, len(group)) for group in groups])
-            value = measure(ways[0], every[0], some) / measure(ways[1], every[1], some)
+            value = over(measure(ways[0], every[0], some), measure(ways[1], every[1], some))
             seed = scale * generator.standard_t(freedom) if freedom else 0.0
             drawn.append(value * np.exp(seed))
         low, high = np.quantile(drawn, [0.025, 0.975])
@@ -160,6 +161,11 @@ class Result:
         """That an arm took, in all stages, as its first seed did."""
         logs = self.stated.get("logs", {}).get(self.label(name))
         return "" if logs is None else str(sum(lines[-1]["step"] for lines in logs.values()))
+
+
+def over(number: float, other: float) -> float:
+    """Their ratio; infinite over a draft of which nothing was accepted."""
+    return number / other if other else math.inf
 
 
 def change(found: tuple[float, float, float]) -> str:

@@ -21,15 +21,17 @@ from typing import Any
 
 import torch
 
-from drafts_compared import QUERY, SHOWN, TREE, ask, asked_of, keep, size
+from drafts_compared import LONGEST, QUERY, SHOWN, TREE, ask, asked_of, keep, size
 from small_model import Small, train_small
+from vispec.checkpoints.files import fingerprint, locate
 from vispec.decoding.engine import Engine
 from vispec.evaluation.conditions import commit, conditions
 from vispec.loading_drafts import load_draft
 from vispec.loading_targets import load_target
+from vispec.runs import claim
 from vispec.targets import Target
 from vispec.training import pipeline
-from vispec.training.distill import Question, distill
+from vispec.training.distill import Question, digest, distill
 from vispec.training.draft import Batches, Stage, matrices
 from vispec.training.drafts import new_draft
 from vispec.training.features import Sample, Store, collect
@@ -53,6 +55,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--timed", type=int, default=120, help="questions that are timed (120)")
     options = parser.parse_args(argv)
 
+    facts = {name: getattr(options, name) for name in ("minutes", "small_minutes", "learnt")}
+    parts = ("multimodal", "heldout")
+    facts["questions"] = [digest(asked_of(options, part), LONGEST) for part in parts]
+    facts["weights"] = fingerprint(locate("embedded"))
+    claim(options.work, facts)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     first = load_target("embedded", dtype="float32")
@@ -109,7 +116,7 @@ def collected(target: Target, name: str, options: argparse.Namespace) -> tuple[S
         # The embedded target may have a draft; what it says is the same.
         draft = load_draft("embedded", target) if name == "embedded" else (None, None)
         engine = Engine(target, draft[0], tree=draft[1], max_batch=32)
-        answers = distill(engine, group, place / "answers" / part, max_new_tokens=112)
+        answers = distill(engine, group, place / "answers" / part, max_new_tokens=LONGEST)
         stores.append(collect(target, group, answers, place / "features" / part))
     return stores[0], list(stores[1])
 

@@ -117,6 +117,11 @@ def test_arms_that_differ_by_their_seeds_alone_are_hardly_ever_told_apart(
     assert bold <= 6
 
 
+def test_a_draft_that_accepts_nothing_is_no_division_by_zero() -> None:
+    assert report.over(2.0, 0.0) == math.inf
+    assert report.over(2.0, 4.0) == 0.5
+
+
 def test_questions_are_drawn_for_both_sides_at_once() -> None:
     """One way is always twice as good, though questions differ widely."""
     stated = result(
