@@ -13,7 +13,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,18 @@ METHODS = {
 """Methods as the picture names them, from its top."""
 
 
+OURS = {"vispec": "tree", "vispec-chain": "chain"}
+"""The methods that the headline is about, and what they draft."""
+
+
 def headline(result: dict[str, Any]) -> str:
-    """What ViSpec trees gain, by task and temperature."""
+    """What ViSpec's trees and chains gain, by task and temperature."""
     header = (
         "task",
         "temperature",
         "`generate`",
         "fastest plain",
+        "drafted",
         "ViSpec",
         "vs `generate`",
         "vs plain",
@@ -70,23 +75,25 @@ def headline(result: dict[str, Any]) -> str:
                 for row in result["rows"]
                 if (row["task"], row["temperature"]) == (task, temperature)
             }
-            if "vispec" not in rows:
-                continue
-            ours = rows["vispec"]
-            cells = (
-                name,
-                f"{temperature:.0f}",
-                f"{rows['generate']['tokens_per_s']:.0f}",
-                f"{rows[ours['fastest_plain']]['tokens_per_s']:.0f} ({ours['fastest_plain']})",
-                f"{ours['tokens_per_s']:.0f}",
-                _gain(ours, "generate"),
-                _gain(ours, "fastest_plain"),
-                f"{ours['acceptance_length']:.2f}",
-                f"{ours['attainable_vs_same_mode']:.2f}x"
-                f" ({ours['share_of_attainable']:.0%} reached)",
-                f"{ours['identical']}/{ours['items'] * ours['repeats']}",
-            )
-            lines.append(cells)
+            for method, drafted in OURS.items():
+                if method not in rows:
+                    continue
+                ours = rows[method]
+                cells = (
+                    name,
+                    f"{temperature:.0f}",
+                    f"{rows['generate']['tokens_per_s']:.0f}",
+                    f"{rows[ours['fastest_plain']]['tokens_per_s']:.0f} ({ours['fastest_plain']})",
+                    drafted,
+                    f"{ours['tokens_per_s']:.0f}",
+                    _gain(ours, "generate"),
+                    _gain(ours, "fastest_plain"),
+                    f"{ours['acceptance_length']:.2f}",
+                    f"{ours['attainable_vs_same_mode']:.2f}x"
+                    f" ({ours['share_of_attainable']:.0%} reached)",
+                    f"{ours['identical']}/{ours['items'] * ours['repeats']}",
+                )
+                lines.append(cells)
     return table(header, lines)
 
 
@@ -106,21 +113,38 @@ def conditions(result: dict[str, Any]) -> str:
 
     days = {repeat["date"] for repeat in repeats}
     settings = {f"{k}={v}" for machine in machines for k, v in machine["settings"].items()}
-    ours = [r for r in result["rows"] if r["method"] == "vispec" and r["temperature"] == 0]
+    greedy = [row for row in result["rows"] if row["temperature"] == 0]
+    by_kind = {
+        drafted: found
+        for method, drafted in OURS.items()
+        if (found := [row for row in greedy if row["method"] == method])
+    }
+    ours = [row for rows in by_kind.values() for row in rows]
     spread = max(
         (most - least) / row["speedup_vs_generate"]
         for row in ours
         for least, most in [row["speedup_vs_generate_spread"]]
     )
 
-    def mean(key: str) -> float:
-        return sum(row[key] for row in ours) / len(ours)
+    def mean(key: str, rows: Sequence[dict[str, Any]] = ours) -> float:
+        return sum(row[key] for row in rows) / len(rows)
 
     before = sum(mean(f"{stage}_ms") for stage in ("encode", "vision", "prefill", "read"))
-    cycles = ", ".join(f"{TASKS[r['task']]} {r['cycles_vs_same_mode']:.2f}x" for r in ours)
+    cycles = "; ".join(
+        f"the {drafted}'s take {mean('draft_ms_per_pass', rows):.1f} ms of drafting, "
+        f"{mean('verify_ms_per_pass', rows):.1f} ms of verification and "
+        f"{mean('overhead_ms_per_pass', rows):.1f} ms of everything else, and are faster than the "
+        "compiled plain loop's by: "
+        + ", ".join(f"{TASKS[row['task']]} {row['cycles_vs_same_mode']:.2f}x" for row in rows)
+        for drafted, rows in by_kind.items()
+    )
     aims = [
-        f"{goal}x over {name} (reached: {_tasks(r for r in ours if r[key] >= goal)}; not reached: "
-        f"{_tasks(r for r in ours if r[key] < goal)})"
+        f"{goal}x over {name} ("
+        + "; ".join(
+            f"the {drafted} reaches it on {_tasks([r for r in rows if r[key] >= goal], rows)}"
+            for drafted, rows in by_kind.items()
+        )
+        + ")"
         for name, key, goal in (
             ("`generate`", "speedup_vs_generate", 3.22),
             ("the fastest plain way", "speedup_vs_fastest_plain", 1.8),
@@ -128,11 +152,13 @@ def conditions(result: dict[str, Any]) -> str:
     ]
     return (
         "Tokens a second over whole answers, from the decoded picture to the text, one request at "
-        f"a time: {ours[0]['items']} held-out items a task, {ours[0]['repeats']} rounds in which "
-        f"the methods take turns, on {len(days)} day{'s' * (len(days) > 1)}; medians (of speedups, "
+        f"a time: {ours[0]['items']} held-out items a task, {_counted(ours[0]['repeats'], 'round')}"
+        f" in which the methods take turns, on {_counted(len(days), 'day')}; medians (of speedups, "
         "of each round's own), and in brackets where 95 % of draws of as many other items would "
-        "lie. The rounds' own speedups "
-        f"differ by up to {spread:.0%}. {all_of('threads')} threads of {all_of('processor')} "
+        "lie. "
+        + f"The rounds' own speedups differ by up to {spread:.0%}. "
+        * (len(repeats) > 1)
+        + f"{all_of('threads')} threads of {all_of('processor')} "
         f"({all_of('cores')} cores, {', '.join(machines[0]['flags'])}), {result['dtype']}, torch "
         f"{all_of('torch')}, transformers {all_of('transformers')}"
         + (f", {', '.join(sorted(settings))}" if settings else "")
@@ -141,10 +167,7 @@ def conditions(result: dict[str, Any]) -> str:
         f"answer, {before:.0f} ms pass before its first cycle (image processor "
         f"{mean('encode_ms'):.0f}, vision {mean('vision_ms'):.0f}, prefill "
         f"{mean('prefill_ms'):.0f}, the draft's reading {mean('read_ms'):.0f}), which no draft "
-        "shortens, and which short answers consist of to a large part. A cycle then takes "
-        f"{mean('draft_ms_per_pass'):.1f} ms of drafting, {mean('verify_ms_per_pass'):.1f} ms of "
-        f"verification and {mean('overhead_ms_per_pass'):.1f} ms of everything else. Behind the "
-        f"prompt alone, cycles are faster than the compiled plain loop's by: {cycles}. "
+        f"shortens, and which short answers consist of to a large part. Of the cycles, {cycles}. "
         "*Attainable* is the gain over that loop, prompts included, if nothing but running the "
         "models took time. EAGLE *trained on text* has met no image token before; EAGLE *trained "
         "as ViSpec was* had the same minutes on the same answers. "
@@ -157,6 +180,10 @@ def conditions(result: dict[str, Any]) -> str:
         "draft, are not timed here; what is accepted of them stands below.\n\n"
         f"![Tokens a second of every method]({PICTURE.relative_to(ROOT)})"
     )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _beside(result: dict[str, Any], method: str) -> str:
@@ -173,9 +200,11 @@ def _beside(result: dict[str, Any], method: str) -> str:
     )
 
 
-def _tasks(rows: Iterable[dict[str, Any]]) -> str:
-    """Tasks in words."""
-    return ", ".join(TASKS[row["task"]] for row in rows) or "none"
+def _tasks(rows: Sequence[dict[str, Any]], every: Sequence[dict[str, Any]]) -> str:
+    """Some tasks of all, in words."""
+    if len(rows) in (0, len(every)):
+        return "every task" if rows else "none"
+    return ", ".join(f"'{TASKS[row['task']]}'" for row in rows) + " alone"
 
 
 def sight(report: dict[str, Any]) -> str:
