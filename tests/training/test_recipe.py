@@ -244,7 +244,7 @@ def test_what_no_recipe_can_hold_is_said(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be read as a recipe"):
         read_recipe(path)
     path.write_text("target = 2026-01-01")
-    with pytest.raises(SettingsError, match="is no recipe"):
+    with pytest.raises(SettingsError, match=r"has a date or a time, 2026-01-01\. Write"):
         read_recipe(path)
 
 

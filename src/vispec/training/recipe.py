@@ -220,10 +220,14 @@ def read_recipe(path: Path) -> Recipe:
 
 def recipe(stated: dict[str, Any], name: str, folder: Path = Path()) -> Recipe:
     """A recipe from what its file states; errors as of `read_recipe`."""
+
+    def refused(value: Any) -> Any:  # what TOML knows beyond JSON
+        raise SettingsError(f"{name} has a date or a time, {value}", "Write texts in quotes.")
+
     try:
         # As JSON: strict about numbers and texts, and no more about objects than it must.
-        stated_so = json.dumps(stated, default=str)  # dates, which nothing here is
-        found = TypeAdapter(Recipe).validate_json(stated_so, strict=True)
+        as_json = json.dumps(stated, default=refused)
+        found = TypeAdapter(Recipe).validate_json(as_json, strict=True)
     except ValidationError as error:
         lines = [f"\n  {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
         raise SettingsError(f"{name} is no recipe:{''.join(lines)}\n") from error
