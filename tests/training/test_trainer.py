@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,17 @@ from vispec.training.trainer import Progress, Settings, Trainer, rate
 
 def batches(step: int) -> Tensor:
     return torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+
+
+def until(last: int) -> Callable[[int], Tensor]:
+    """The same, of a run that is interrupted there."""
+
+    def dies(step: int) -> Tensor:
+        if step == last:
+            raise KeyboardInterrupt
+        return batches(step)
+
+    return dies
 
 
 def loss(model: nn.Linear, batch: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -49,13 +61,8 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(
     whole = fresh()
     Trainer(whole, batches, loss, settings(tmp_path / "whole")).run()
 
-    def dies(step: int) -> Tensor:
-        if step == killed_at:
-            raise KeyboardInterrupt
-        return batches(step)
-
     with pytest.raises(KeyboardInterrupt):
-        Trainer(fresh(), dies, loss, settings(tmp_path / "killed")).run()
+        Trainer(fresh(), until(killed_at), loss, settings(tmp_path / "killed")).run()
     torch.manual_seed(99)
     resumed = nn.Linear(4, 2)
     progress = Trainer(resumed, batches, loss, settings(tmp_path / "killed")).run()
@@ -336,13 +343,8 @@ def test_a_kill_while_checkpoints_change_places_loses_nothing(tmp_path: Path) ->
     whole = fresh()
     Trainer(whole, batches, loss, settings(tmp_path / "whole")).run()
 
-    def dies(step: int) -> Tensor:
-        if step == 7:
-            raise KeyboardInterrupt
-        return batches(step)
-
     with pytest.raises(KeyboardInterrupt):
-        Trainer(fresh(), dies, loss, settings(tmp_path / "killed")).run()
+        Trainer(fresh(), until(7), loss, settings(tmp_path / "killed")).run()
     # Between the two renamings, with the next one half written.
     kept = tmp_path / "killed" / "checkpoint"
     kept.rename(tmp_path / "killed" / "checkpoint.old")
@@ -440,11 +442,7 @@ def test_a_run_that_ends_early_leaves_the_best_weights(tmp_path: Path) -> None:
 
 
 def test_a_log_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
-    def dies(step: int) -> Tensor:
-        if step == 7:
-            raise KeyboardInterrupt
-        return batches(step)
-
+    dies = until(7)
     chosen = settings(tmp_path, log_s=0.0, checkpoint_s=1e9)
     with pytest.raises(KeyboardInterrupt):
         Trainer(fresh(), dies, loss, chosen).run()
@@ -458,11 +456,7 @@ def test_a_log_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_killed_before_any_checkpoint_logs_nothing_twice(tmp_path: Path) -> None:
-    def dies(step: int) -> Tensor:
-        if step == 7:
-            raise KeyboardInterrupt
-        return batches(step)
-
+    dies = until(7)
     chosen = settings(tmp_path, log_s=0.0, checkpoint_s=1e9)
     with pytest.raises(KeyboardInterrupt):
         Trainer(fresh(), dies, loss, chosen).run()
