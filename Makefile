@@ -14,7 +14,7 @@ help:  ## show this list
 demo: $(STAMP)  ## set up, then watch the embedded pair describe a photograph
 	@$(BIN)/vispec demo
 
-test: lint $(VENV)/.quantised  ## set up, then lint, check types and run every test
+test: lint $(VENV)/.tested  ## set up, then lint, check types and run every test
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 	$(BIN)/python -m pytest -n 2 -m slow
 
@@ -53,10 +53,13 @@ $(STAMP): pyproject.toml constraints.txt
 	  -c constraints.txt -e '.[dev,train,video]'
 	@touch $@
 
-# For its tests alone: where torchao is installed, importing transformers prints its warnings.
-$(VENV)/.quantised: $(STAMP)
+# For tests alone. Where torchao is installed, importing transformers prints its warnings; where
+# deepspeed is, accelerate imports it in every process, so its tests have it in a folder of its own.
+$(VENV)/.tested: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  -c constraints.txt -e '.[quantised]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
+	  -c constraints.txt --target $(VENV)/deepspeed deepspeed einops hjson msgpack ninja py-cpuinfo
 	@touch $@
 
 clean:  ## remove the environment and every cache

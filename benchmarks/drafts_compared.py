@@ -125,8 +125,6 @@ ARMS: dict[str, Arm] = {
     "none": with_adapter(None),
     "hidden": with_adapter({"kind": "hidden"}),
     "pooling": with_adapter(POOLING),
-    "query of rows": with_adapter({**QUERY, "rows": True}),
-    "pooling of rows": with_adapter({**POOLING, "rows": True}),
     "resampler of rows": with_adapter({**RESAMPLER, "rows": True}),
     "all tokens and a global vector": with_adapter({**QUERY, "queries": 1, "beside": True}),
     "linear": with_adapter({"kind": "linear"}),
@@ -140,13 +138,11 @@ ARMS: dict[str, Arm] = {
         {"kind": "elastic", "parts": [PRUNING, POOLING, CONVOLUTION, RESAMPLER, {"kind": "hidden"}]}
     ),
     "pooling and mlp": with_adapter([POOLING, MLP]),
-    "query of 1": with_adapter({**QUERY, "queries": 1}),
     "query of 8": with_adapter({**QUERY, "queries": 8}),
     "without the text stage": Arm("training", VISPEC, (replace(SHOWN, minutes=1.0),)),
     "without self-fed passes": Arm("training", VISPEC, (TEXT, replace(SHOWN, self_fed=0))),
     "three self-fed passes": Arm("training", VISPEC, (TEXT, replace(SHOWN, self_fed=3))),
     "the paper's losses": Arm("training", VISPEC, (TEXT, replace(SHOWN, losses=MULTIMODAL_STAGE))),
-    "without Muon": Arm("training", VISPEC, (replace(TEXT, muon=0.0), replace(SHOWN, muon=0.0))),
     "fused features": Arm("training", DraftRecipe(adapter=QUERY, aux_layers=[*LAYERS])),
     ALONE: Arm(
         "training",
@@ -156,11 +152,7 @@ ARMS: dict[str, Arm] = {
     ),
     "text alone": Arm("kinds", DraftRecipe(), (replace(TEXT, minutes=1.0),)),
     "eagle3": Arm("kinds", EAGLE3, (replace(TOKENS, self_fed=3),)),
-    "eagle3 and query": Arm(
-        "kinds", replace(EAGLE3, adapter=QUERY), (replace(TOKENS, self_fed=3),)
-    ),
     "medusa": Arm("kinds", DraftRecipe(kind="medusa", heads=5), (replace(TOKENS, decay=0.8),)),
-    "two layers": Arm("training", replace(VISPEC, layers=2)),
     "small model": Arm("kinds", Small(), ()),
     "small model, blind": Arm("kinds", Small(sees=False), ()),
     "small model, other words": Arm("kinds", Small(sees=False, vocabulary=1024), ()),

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+import spread
 import talking
 import tiny
 import vispec
@@ -182,7 +183,7 @@ def test_trees_are_timed_on_questions_that_were_learnt_from_greedily_and_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    best = pipeline.TREES[1]
+    best = pipeline.SHAPES[1]
 
     def fastest(engine: Any, trees: Any, requests: Any) -> Any:
         asked.append(requests)
@@ -291,39 +292,32 @@ import sys
 from pathlib import Path
 sys.path[:0] = {path!r}
 import spread
-spread.over_cpus()
+way = sys.argv[1]
+spread.WAYS[way]()
 from training.test_pipeline import KINDS, wanted
 from vispec.training import pipeline, trainer
 step = trainer.Trainer._step
 def looking(self):
-    assert "DTensor" in str(type(next(self.running.parameters())))
+    kind = type(self.running) if way == "deepspeed" else type(next(self.running.parameters()))
+    assert dict(fsdp="DTensor", deepspeed="DeepSpeedEngine")[way] == kind.__name__
     return step(self)
 trainer.Trainer._step = looking
-target, asked, out = map(Path, sys.argv[1:])
+target, asked, out = map(Path, sys.argv[2:])
 pipeline.train(wanted(target, asked, **KINDS["vispec"][0]), out)
 spread.leave()
 """
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("way", spread.PARAMETERS)
 def test_a_draft_whose_weights_are_spread_over_processes_is_that_of_one(
-    target: Path, asked: Path, tmp_path: Path
+    target: Path, asked: Path, tmp_path: Path, way: str
 ) -> None:
-    """As FSDP 2 does it, through both stages."""
+    """As FSDP 2 and DeepSpeed do it, through both stages."""
     pipeline.train(wanted(target, asked, **KINDS["vispec"][0]), tmp_path / "whole")
     script = tmp_path / "script.py"
     script.write_text(SPREAD.format(path=sys.path))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", "2", str(script), str(target), str(asked)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(
-        [*command, str(tmp_path / "spread")],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-    )
-    assert ran.returncode == 0, ran.stderr
+    spread.run(way, script, target, asked, tmp_path / "spread")
     one, other = (vispec.from_pretrained(tmp_path / n / "draft") for n in ("whole", "spread"))
     for key, value in one.state_dict().items():
         # In bfloat16 of float32 sums that were added up in another order.

@@ -32,7 +32,7 @@ from vispec.adapters import build, settings_of
 from vispec.checkpoints.files import fingerprint, locate
 from vispec.checkpoints.registry import read
 from vispec.decoding.engine import Engine
-from vispec.decoding.planner import TREES, fastest_tree
+from vispec.decoding.planner import CHAINS, TREES, fastest_tree
 from vispec.decoding.tree import TreeShape
 from vispec.drafts import Eagle3Draft, EagleDraft
 from vispec.drafts.compression import compression_of
@@ -59,6 +59,8 @@ from vispec.writing import replace_folder, write_json
 HELDOUT = "heldout"
 ASKED, LONGEST = 12, 64
 """Questions that trees are timed on, and tokens of their answers."""
+SHAPES = (*CHAINS[2::2], *TREES)
+"""Where every step costs a start of its own, and few guesses are wrong, a chain may be faster."""
 NETWORKS = {"eagle": EagleDraft, "eagle3": Eagle3Draft, "medusa": MedusaDraft}
 
 
@@ -461,9 +463,9 @@ def chosen_tree(
     some = [q for group in learnt for q in group[:: -(-len(group) // each)]]
     longest = min(max_new_tokens, LONGEST)
     requests = [replace(question, temperature=0.0).request(longest, 0) for question in some]
-    print(f"choosing the fastest of {len(TREES)} trees on {len(requests)} questions", flush=True)
+    print(f"choosing the fastest of {len(SHAPES)} trees on {len(requests)} questions", flush=True)
     own = copy.deepcopy(draft).to(target.dtype)
-    best = fastest_tree(lambda shape: Engine(target, own, tree=shape), TREES, requests)
+    best = fastest_tree(lambda shape: Engine(target, own, tree=shape), SHAPES, requests)
     write_json(path, asdict(best))
     return best
 

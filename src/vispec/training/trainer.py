@@ -189,12 +189,18 @@ class Trainer:
         self.progress = Progress()
         self.device = next(model.parameters()).device
         self.sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        self.engine = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         self._refuse_what_cannot_be_spread()
+        if self.engine:
+            self._tell_the_engine()
         # Sharding changes a module for good; the one that was given stays as it is.
         learning = copy.deepcopy(model) if self.sharded else model
         optimizers = optimizers_of(learning, settings, hidden)
-        if self.sharded and len(optimizers) > 1:
-            raise SettingsError("Muon needs whole matrices, and FSDP spreads them", "Use AdamW.")
+        if (self.sharded or self.engine) and len(optimizers) > 1:
+            spreads = "FSDP" if self.sharded else "DeepSpeed"
+            raise SettingsError(
+                f"Muon needs whole matrices, and {spreads} spreads them", "Use AdamW."
+            )
         self.running, *self.optimizers = self.accelerator.prepare(learning, *optimizers)
         self.mean = None
         if settings.ema:
@@ -206,18 +212,39 @@ class Trainer:
         self._from_step = 0
 
     def _refuse_what_cannot_be_spread(self) -> None:
-        kind = self.accelerator.distributed_type
-        if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        if self.accelerator.distributed_type == DistributedType.MEGATRON_LM:
             raise SettingsError(
-                f"training was started under {kind.value}, which steps its optimizer by itself",
-                "Choose several processes, or FSDP 2, in accelerate config.",
+                "training was started under Megatron-LM, which has layers of its own",
+                "Choose several processes, FSDP 2, or DeepSpeed, in accelerate config.",
             )
+        if self.engine:
+            plugin = self.accelerator.state.deepspeed_plugin
+            if plugin.zero_stage not in (1, 2):
+                raise SettingsError(
+                    f"training was started under DeepSpeed with ZeRO stage {plugin.zero_stage}",
+                    "Set zero_stage to 1 or 2.",
+                )
+            if self.accelerator.mixed_precision != "no":
+                raise SettingsError(
+                    f"DeepSpeed was asked to train in {self.accelerator.mixed_precision}",
+                    "Set mixed_precision to 'no': a stage's bf16 does it, with weights in float32.",
+                )
+            if self.settings.clip_value:
+                raise SettingsError(
+                    "DeepSpeed limits no single numbers of a gradient", "Use clip, not clip_value."
+                )
         if not self.sharded:
             return
         if not self.accelerator.is_fsdp2:
             raise SettingsError("training was started under FSDP 1", "Set fsdp_version to 2.")
         if self.settings.ema:
             raise SettingsError("no running mean (ema) is kept of weights that FSDP spreads")
+
+    def _tell_the_engine(self) -> None:
+        """What DeepSpeed does by itself; the sizes are only there because it asks for them."""
+        stated = self.accelerator.state.deepspeed_plugin.deepspeed_config
+        stated["gradient_clipping"] = self.settings.clip_norm
+        stated["gradient_accumulation_steps"] = stated["train_micro_batch_size_per_gpu"] = 1
 
     def _gather(self) -> None:
         """Bring the model up to date where its weights are spread over processes."""
@@ -307,19 +334,42 @@ class Trainer:
         lacking = most - len(pieces)
         pieces += (pieces or self.load(parts[0]))[:1] * lacking
         weights += [0.0] * lacking
-        self.running.zero_grad(set_to_none=True)
-        total, numbers = torch.zeros((), device=self.device), dict[str, float]()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        total, value, numbers = torch.zeros((), device=self.device), 0.0, dict[str, float]()
         for place, (piece, weight) in enumerate(zip(pieces, weights, strict=True)):
             last = place == len(pieces) - 1
-            with nullcontext() if last else accelerator.no_sync(self.running):
+            with nullcontext() if last or self.engine else accelerator.no_sync(self.running):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.autocast):
                     loss, numbers = self.loss(self.running, piece)
                 share = weight / whole
                 total += loss.detach() * share
+                if last:
+                    value = float(accelerator.reduce(total))
+                    self._refuse_unless_finite("loss", value, pieces)
                 # Gradients of processes are averaged.
-                accelerator.backward(loss * (share * accelerator.num_processes))
-        value = float(accelerator.reduce(total))
-        self._refuse_unless_finite("loss", value, pieces)
+                self._backward(loss * (share * accelerator.num_processes), last)
+        norm = self._update(pieces)
+        if self.mean is not None:
+            self.mean.update_parameters(self.model)
+        return value, norm, numbers
+
+    def _backward(self, loss: Tensor, last: bool) -> None:
+        if not self.engine:
+            self.accelerator.backward(loss)
+            return
+        # accelerate would have it step behind every piece.
+        self.running.set_gradient_accumulation_boundary(is_boundary=last)
+        self.running.backward(loss)
+
+    def _update(self, pieces: Sequence[Any]) -> float:
+        """Step, by gradients within their limits; returns how long they were before."""
+        settings, accelerator = self.settings, self.accelerator
+        if self.engine:
+            self.running.step()
+            norm = float(self.running.get_global_grad_norm())
+            self._refuse_unless_finite("norm of the gradient", norm, pieces)
+            return norm
         longest = settings.clip_norm or math.inf
         norm = float(accelerator.clip_grad_norm_(self.running.parameters(), longest))
         self._refuse_unless_finite("norm of the gradient", norm, pieces)
@@ -327,9 +377,7 @@ class Trainer:
             nn.utils.clip_grad_value_(self.running.parameters(), settings.clip_value)
         for optimizer in self.optimizers:
             optimizer.step()
-        if self.mean is not None:
-            self.mean.update_parameters(self.model)
-        return value, norm, numbers
+        return norm
 
     def _over_all(self, weight: float, pieces: int) -> tuple[float, int]:
         """The sum of all processes' weights, and the most pieces that any of them has."""
