@@ -1,4 +1,4 @@
-"""What `drafts_compared.py` and `shared_adapter.py` measured, as tables and pictures.
+"""What `drafts_compared.py` and the benchmarks beside it measured, as tables and pictures.
 
 `report.py` puts them into `docs/drafts.md`. Numbers of several seeds are pooled. An interval holds
 95 % of what draws of as many questions of every task give, questions being drawn for both sides of
@@ -426,6 +426,21 @@ def shared(stated: Mapping[str, Any], like: Result) -> str:
     return table(header, cells)
 
 
+def adapted(stated: Mapping[str, Any]) -> str:
+    """Held-out acceptance of drafts for a target that was trained on, minute by minute."""
+    judged = {
+        name: [line for line in lines if "heldout_acceptance_length" in line]
+        for name, lines in stated["logs"].items()
+    }
+    before = stated["before"]["heldout_acceptance_length"]
+    rows = [("0", f"{before:.2f}", *([""] * (len(judged) - 1)))]
+    for lines in zip(*judged.values(), strict=True):
+        minutes = np.mean([line["elapsed_s"] for line in lines]) / 60
+        lengths = [f"{line['heldout_acceptance_length']:.2f}" for line in lines]
+        rows.append((f"{minutes:.0f}", *lengths))
+    return table(("minutes of one core", *judged), rows)
+
+
 def adapter_costs(stated: Mapping[str, Any]) -> str:
     """What an adapter makes of one image, and how long it takes."""
     rows = stated["adapters"]
@@ -489,6 +504,8 @@ def sections(folder: Path) -> dict[str, str]:
             found[f"drafts-{part.__name__.replace('_', '-')}"] = part(result)
         if (path := folder / "shared.json").exists():
             found["drafts-shared"] = shared(json.loads(path.read_text()), result)
+    if (path := folder / "adapted.json").exists():
+        found["drafts-adapted"] = adapted(json.loads(path.read_text()))
     if (path := folder / "training-costs.json").exists():
         stated = json.loads(path.read_text())
         found["training-costs"] = training_costs(stated)

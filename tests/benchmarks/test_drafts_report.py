@@ -206,7 +206,16 @@ def test_every_section_of_the_page_is_written(tmp_path: Path) -> None:
         "kept": {"int8": {"bytes": 200.0}},
         "adapters": [{**adapter, "size": size} for size in ("embedded", "7B")],
     }
+    lines = [{"elapsed_s": s, "loss": 1.0, "heldout_acceptance_length": 2.5} for s in (60, 121)]
+    adapted = {
+        "before": {"heldout_acceptance_length": 2.25},
+        "logs": {
+            "begun with the former draft": [*lines, {"elapsed_s": 122}],
+            "from nothing": lines,
+        },
+    }
     files = {
+        "adapted": adapted,
         "drafts": stated,
         "shared": {"questions": KEYS, "targets": {"embedded": shared}},
         "training-costs": costs,
@@ -215,7 +224,10 @@ def test_every_section_of_the_page_is_written(tmp_path: Path) -> None:
         (tmp_path / f"{name}.json").write_text(json.dumps(value))
     found = report.sections(tmp_path)
     parts = ("conditions", "adapters", "training", "kinds", "own-trees", "forms", "aims", "shared")
-    assert set(found) == {f"drafts-{part}" for part in parts} | {"training-costs", "adapter-costs"}
+    marks = {f"drafts-{part}" for part in (*parts, "adapted")}
+    assert set(found) == marks | {"training-costs", "adapter-costs"}
     assert all("nan" not in text and len(text) > 40 for text in found.values())
     assert "| selector |" in found["drafts-forms"]
+    rows = [row.strip("| ") for row in found["drafts-adapted"].splitlines()[2:]]
+    assert rows == ["0 | 2.25", "1 | 2.50 | 2.50", "2 | 2.50 | 2.50"]
     assert "ViSpec's draft has 1." in found["drafts-aims"]
