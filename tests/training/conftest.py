@@ -23,7 +23,7 @@ def two_photo_sets(tmp_path: Path) -> Path:
     lines: dict[str, list[dict[str, object]]] = {"flickr8k": [], "daquar": []}
     for name, found in lines.items():
         (tmp_path / name / "images").mkdir(parents=True)
-        for i in range(40):
+        for i in range(60):
             image = f"images/{i}.jpg"
             Image.new("RGB", (20, 16), (i, 90, 20)).save(tmp_path / name / image)
             text: dict[str, object] = (

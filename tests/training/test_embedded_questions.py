@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vispec.training import scenes
+from vispec.training import photos, scenes
 from vispec.training.questions import Source, questions
 from vispec.training.recipes import embedded_questions as recipe
 
@@ -80,6 +80,29 @@ def test_written_questions_are_the_same_with_the_same_pictures(
             assert (one.prompt, one.temperature) == (other.prompt, other.temperature)
             own = [Image.open(path).tobytes() for path in one.images]  # type: ignore[arg-type]
             assert own == [picture.tobytes() for picture in other.shown()]  # type: ignore[union-attr]
+
+
+def test_what_is_learnt_from_is_of_the_part_that_is_trained_on(two_photo_sets: Path) -> None:
+    asked = recipe.groups(two_photo_sets, scenes=30, photos=30, texts=9, heldout=9, timed=8)
+    for name, group in asked.items():
+        part = "train" if name in ("text", "multimodal") else "heldout"
+        for key in (question.key for question in group):
+            picture = recipe.picture_of(key)
+            if recipe.task_of(key) == "photo":
+                assert photos.split(f"{picture}.jpg") == part, key
+            else:
+                assert scenes.split(int(picture)) == part, key
+
+
+def test_drafts_are_judged_by_other_photographs_than_the_pair_is(
+    two_photo_sets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "EVALUATED", 1)
+    _, other = (p.path.stem for p in photos.load(two_photo_sets, "flickr8k", "heldout"))
+    asked = recipe.groups(two_photo_sets, scenes=0, photos=0, texts=0, heldout=24, timed=24)
+    shown = [q for n in ("heldout", "timed") for q in asked[n] if recipe.task_of(q.key) == "photo"]
+    captioned = [q for q in shown if "chairs" not in q.prompt]
+    assert {recipe.picture_of(q.key) for q in captioned} == {other}
 
 
 def test_nothing_is_timed_that_drafts_were_judged_by(two_photo_sets: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,17 @@ def test_mixing_moves_every_weight_its_share_of_the_way() -> None:
     for name, value in model.state_dict().items():
         wanted = 0.75 * before[name] + 0.25 * other.state_dict()[name]
         torch.testing.assert_close(value, wanted)
+
+
+def test_fonts_are_recorded_and_too_few_are_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for count, warned in ((20, False), (19, True)):
+        found = tuple(f"/fonts/{i}.ttf" for i in range(count))
+        monkeypatch.setattr(embedded_target.scenes, "fonts", lambda found=found: found)
+        embedded_target.record_fonts(tmp_path)
+        assert len(json.loads((tmp_path / "fonts.json").read_text())) == count
+        assert ("19 fonts" in capsys.readouterr().err) == warned
 
 
 def test_a_cache_gives_back_what_was_rendered(tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ def test_an_unknown_task_is_refused_by_name() -> None:
 def test_held_out_seeds_are_few_and_fixed() -> None:
     held_out = [seed for seed in range(4000) if scenes.split(seed) == "heldout"]
     assert 0.03 < len(held_out) / 4000 < 0.07
-    assert held_out[:3] == [seed for seed in range(200) if scenes.split(seed) == "heldout"][:3]
+    # The shipped weights were trained on the others, so these never change.
+    assert held_out[:8] == [6, 59, 70, 80, 101, 142, 145, 148]
 
 
 def test_the_text_that_was_written_is_the_text_in_the_answer() -> None:

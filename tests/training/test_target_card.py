@@ -32,7 +32,10 @@ def test_the_card_has_the_numbers(work: Path) -> None:
         "quality": [{"name": "scene questions right", "true": 0.7, "swapped": 0.2,
                      "items": 9, "least": 0.8, "gain": 0.25, "lower_is_better": False,
                      "reached": False}],
-        "samples": [{"task": "read", "question": "Read.", "true": "A", "said": "B"}],
+        "samples": [
+            {"task": "read", "question": "Read.", "true": "A", "said": "B"},
+            {"task": "photo", "question": "Look.", "true": "A data set's caption", "said": "C"},
+        ],
     }  # fmt: skip
     text = target_card.card(MODEL, work, report, fonts=21, seed=5, note="Resumed once.")
     assert "20 M parameters" in text.replace("19.6", "20").replace("19.7", "20")
@@ -41,6 +44,7 @@ def test_the_card_has_the_numbers(work: Path) -> None:
         "| at least 0.80, 0.25 better than with another: not reached |"
     ) in text
     assert "in 21 fonts" in text
+    assert "* *read* Read.\n  * true: A\n  * said: B\n* *photo* Look.\n  * said: C" in text
     assert "Seed 5; 16 conversations a step; peak learning rates 0.0015 (tower)," in text
     assert "(further). Resumed once." in text
     assert "* joined: 400 steps in 40.0 minutes" in text

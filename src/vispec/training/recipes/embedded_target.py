@@ -31,6 +31,7 @@ import argparse
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -71,6 +72,7 @@ from vispec.training.tower import (
     patch_loss,
 )
 from vispec.training.trainer import Loss, Settings, Trainer
+from vispec.writing import write_json
 
 PHASES = {"tower": 0.1194, "text": 0.0111, "joined": 0.6746, "grown": 0.1949}
 """Share of the time that each phase gets."""
@@ -81,6 +83,7 @@ RATES = {"tower": 1.5e-3, "text": 2e-3, "joined": 1.5e-3, "grown": 4e-4, FURTHER
 PHOTOS = {"joined": 0.39, "grown": 0.51, FURTHER: 0.30}
 """Share of the pictures shown that are photographs."""
 SEED, BATCH = 1, 16
+FONTS = 20
 LONGEST = 160
 """Text positions of a conversation beside its image."""
 
@@ -140,6 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def prepare(plan: Plan) -> Corpus:
     """Render scenes, decode photographs, train the tokenizer; whatever exists is reused."""
+    record_fonts(plan.work)
     counts = {"train": plan.scene_count, "heldout": max(16, min(600, plan.scene_count // 10))}
     train, heldout = (
         ImageCache.build(
@@ -158,6 +162,19 @@ def prepare(plan: Plan) -> Corpus:
     encoder = Encoder(tokenizer, plan.shape.visual_tokens)
     processor = build_processor(tokenizer, plan.shape.image_size, plan.shape.patch)
     return Corpus(train, heldout, processor, encoder, encoder.encode(books))
+
+
+def record_fonts(work: Path) -> None:
+    """Keep which fonts scenes are drawn in; warn where they are too few to learn to read by."""
+    names = [Path(path).name for path in scenes.fonts()]
+    if len(names) < FONTS:
+        print(
+            f"warning: scenes are drawn in {len(names)} fonts, and what learns to read by fewer"
+            f" than {FONTS} reads no others; CONTRIBUTING.md names packages that have more",
+            file=sys.stderr,
+        )
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(work / "fonts.json", names)
 
 
 def _tokenizer(plan: Plan, train: ImageCache, books: str) -> PreTrainedTokenizerFast:

@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="work folders in which it was trained on, in order, and what to call them",
     )
     parser.add_argument("--quality", type=Path, required=True, help="its evaluation, as JSON")
-    parser.add_argument("--fonts", type=int, default=29, help="fonts its scenes were drawn in (29)")
+    parser.add_argument("--fonts", type=int, help="fonts its scenes were drawn in (as recorded)")
     parser.add_argument("--seed", type=int, default=SEED, help=f"of its training ({SEED})")
     parser.add_argument(
         "--note", type=Path, default=NOTE, help="file with what else to say of this run"
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             given.model,
             given.work,
             report,
-            given.fonts,
+            given.fonts or len(json.loads((given.work / "fonts.json").read_text())),
             given.seed,
             given.note.read_text().strip(),
             {name: Path(place) for name, _, place in (one.partition("=") for one in given.further)},
@@ -121,8 +121,11 @@ def card(
     config = read_config(str(model))
     text, tower = config["text_config"], config["vision_config"]
     sizes = [_product(shape) for _, shape, _ in tensor_headers(str(model))]
+    # Captions of photographs are their data set's, and stay there.
     shown = [
-        f"* *{s['task']}* {s['question']}\n  * true: {s['true']}\n  * said: {s['said']}"
+        f"* *{s['task']}* {s['question']}\n"
+        + ("" if s["task"] == "photo" else f"  * true: {s['true']}\n")
+        + f"  * said: {s['said']}"
         for s in report["samples"]
     ]
     lines = [training_of(work, PHASES)]
