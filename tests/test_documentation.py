@@ -19,6 +19,7 @@ PAGES = (
     "CHANGELOG.md",
     "docs/checkpoints.md",
     "docs/new-family.md",
+    "docs/speed.md",
     "docs/training.md",
     "src/vispec/assets/README.md",
 )

@@ -1,0 +1,365 @@
+"""What `embedded_cpu.py` measured, as tables and a picture.
+
+`report.py` puts them into the README and `docs/speed.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from drafts_report import digest
+from speeds import summarise
+from vispec.training.recipes.card import table
+
+TASKS = {
+    "photo": "photograph",
+    "caption": "scene, described",
+    "vqa": "scene, a question",
+    "read": "text, read",
+}
+"""Tasks as people call them, in the order of the tables."""
+METHODS = {
+    "generate": "generate",
+    "generate-static": "generate, static cache, compiled",
+    "generate-lookup": "generate, prompt lookup",
+    "plain": "plain loop",
+    "plain-compiled": "plain loop, compiled",
+    "vispec-uncompiled": "ViSpec tree, not compiled",
+    "eagle-text": "EAGLE, trained on text",
+    "eagle": "EAGLE, trained as ViSpec was",
+    "vispec": "ViSpec tree",
+    "vispec-chain": "ViSpec chain",
+}
+"""Methods as the picture names them, from its top; compiled where nothing else is said."""
+OURS = ("vispec-chain", "vispec", "vispec-uncompiled")
+"""The methods that tables of speculation are about."""
+HEADLINE, AS_IT_COMES = "vispec-chain", "vispec-uncompiled"
+GOALS = (
+    ("`generate`", "speedup_vs_generate", 3.22),
+    ("the fastest plain way", "speedup_vs_fastest_plain", 1.8),
+)
+Row = Mapping[str, Any]
+"""Of one task, temperature and method."""
+
+
+def groups(result: Mapping[str, Any]) -> dict[tuple[str, float], dict[str, Row]]:
+    """Rows by method, of every task and temperature in the order of the tables."""
+    found: dict[tuple[str, float], dict[str, Row]] = {}
+    for temperature in sorted({row["temperature"] for row in result["rows"]}):
+        for task in TASKS:
+            rows = {
+                row["method"]: row
+                for row in result["rows"]
+                if (row["task"], row["temperature"]) == (task, temperature)
+            }
+            if rows:
+                found[task, temperature] = rows
+    return found
+
+
+def headline(result: Mapping[str, Any]) -> str:
+    """What ViSpec gains, compiled, and how fast it is without that."""
+    header = (
+        "task",
+        "temperature",
+        "`generate`",
+        "fastest plain",
+        "ViSpec",
+        "ViSpec, compiled",
+        "vs `generate`",
+        "vs fastest plain",
+        "acceptance length",
+        "same text",
+    )
+    lines = []
+    for (task, temperature), rows in groups(result).items():
+        ours = rows[HEADLINE]
+        plain = METHODS[ours["fastest_plain"]]
+        cells = (
+            TASKS[task],
+            f"{temperature:.0f}",
+            f"{rows['generate']['tokens_per_s']:.0f}",
+            f"{rows[ours['fastest_plain']]['tokens_per_s']:.0f} ({plain})",
+            f"{rows[AS_IT_COMES]['tokens_per_s']:.0f}",
+            f"{ours['tokens_per_s']:.0f}",
+            _gain(ours, "generate"),
+            _gain(ours, "fastest_plain"),
+            f"{ours['acceptance_length']:.2f}",
+            f"{ours['identical']}/{ours['items'] * ours['repeats']}",
+        )
+        lines.append(cells)
+    return table(header, lines)
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """What the headline was measured on, and what it misses."""
+    greedy = [row for row in result["rows"] if row["temperature"] == 0]
+    ours = [row for row in greedy if row["method"] == HEADLINE]
+    aims = " and ".join(
+        f"{goal}x over {name} (reached on {_tasks([r for r in ours if r[key] >= goal], ours)})"
+        for name, key, goal in GOALS
+    )
+    return (
+        "Tokens a second over whole answers, from the decoded picture to the text, one request at "
+        f"a time: {_measured(result)} In brackets, where 95 % of draws of as many other items "
+        "would lie. *ViSpec* is what `vispec.load` gives, *compiled* what `compile=True` does with "
+        f"{_shape(result, HEADLINE)}. At temperature 0 the aims were {aims}. Photographs, which "
+        "are harder to draft, are not timed; what is accepted of them stands below. "
+        "[Every method, and where the time goes](docs/speed.md)."
+    )
+
+
+def conditions(result: Mapping[str, Any]) -> str:
+    """How it was measured, how rounds and days differ, with what trees."""
+    repeats = result["repeats"]
+    ours = [row for row in result["rows"] if row["method"] in OURS]
+    spread = max(
+        (most - least) / row["speedup_vs_generate"]
+        for row in ours
+        for least, most in [row["speedup_vs_generate_spread"]]
+    )
+    machines = [repeat["machine"] for repeat in repeats]
+    settings = sorted({f"{k}={v}" for machine in machines for k, v in machine["settings"].items()})
+
+    def all_of(key: str) -> str:
+        return ", ".join(dict.fromkeys(str(machine[key]) for machine in machines))
+
+    return (
+        f"{_measured(result)} The methods take turns on every item. Speeds are medians of the "
+        "rounds, speedups of the rounds' own, and in brackets is where 95 % of draws of as many "
+        "other items would lie. "
+        + f"The rounds' own speedups differ by up to {spread:.0%}. " * (len(repeats) > 1)
+        + agreement(repeats)
+        + f"{all_of('cores')} cores, {', '.join(machines[0]['flags'])}"
+        + (f"; {', '.join(settings)}" if settings else "")
+        + f". `{result['command']}`. "
+        "Trees and chains were chosen on other items: "
+        + "; ".join(f"{METHODS[name]}, {_shape(result, name)}" for name in repeats[0]["trees"])
+        + ". At temperature 1 methods say different texts, of different lengths."
+    )
+
+
+def _measured(result: Mapping[str, Any]) -> str:
+    """What on, in a sentence."""
+    repeats, row = result["repeats"], result["rows"][0]
+    machines = [repeat["machine"] for repeat in repeats]
+    days = list(dict.fromkeys(repeat["date"] for repeat in repeats))
+
+    def all_of(key: str) -> str:
+        return ", ".join(dict.fromkeys(str(machine[key]) for machine in machines))
+
+    return (
+        f"{row['items']} held-out items a task, {_counted(row['repeats'], 'round')} on "
+        f"{_counted(len(days), 'day')} ({', '.join(days)}), {all_of('threads')} threads of "
+        f"{all_of('processor')}, {result['dtype']}, torch {all_of('torch')}, transformers "
+        f"{all_of('transformers')}."
+    )
+
+
+def every_method(result: Mapping[str, Any]) -> str:
+    """Tokens a second, and over `generate`, greedily and sampled."""
+    by_group = groups(result)
+    header = ("method", *(f"{TASKS[task]}, T={heat:.0f}" for task, heat in by_group))
+    lines = [
+        (
+            name,
+            *(
+                f"{rows[method]['tokens_per_s']:.0f} ({rows[method]['speedup_vs_generate']:.2f}x)"
+                if method in rows
+                else ""
+                for rows in by_group.values()
+            ),
+        )
+        for method, name in METHODS.items()
+        if any(method in rows for rows in by_group.values())
+    ]
+    return table(header, lines)
+
+
+def speculation(result: Mapping[str, Any]) -> str:
+    """What chains and trees gain, and what of the attainable is reached."""
+    header = (
+        "task",
+        "temperature",
+        "ViSpec",
+        "vs `generate`",
+        "vs fastest plain",
+        "acceptance length",
+        "vs plain loop, same mode",
+        "attainable so",
+    )
+    return table(header, _of_ours(result, _speculation))
+
+
+def _speculation(row: Row, rows: Mapping[str, Row]) -> tuple[str, ...]:
+    bound = attainable(rows, row["same_mode"])
+    return (
+        _gain(row, "generate"),
+        _gain(row, "fastest_plain"),
+        f"{row['acceptance_length']:.2f}",
+        f"{row['speedup_vs_same_mode']:.2f}x",
+        f"{bound:.2f}x ({row['speedup_vs_same_mode'] / bound:.0%} reached)",
+    )
+
+
+def attainable(rows: Mapping[str, Row], mode: str) -> float:
+    """The best that ViSpec's draft could gain over the plain loop of a mode.
+
+    With the measured shape that suits best, if nothing but running the models took time.
+
+    Args:
+        rows: of one task and temperature, by method.
+    """
+    return max(
+        row["attainable_vs_same_mode"]
+        for method, row in rows.items()
+        if method in OURS and row["same_mode"] == mode
+    )
+
+
+def cycles(result: Mapping[str, Any]) -> str:
+    """Where the time of an answer goes, in milliseconds."""
+    header = (
+        "task",
+        "temperature",
+        "ViSpec",
+        "image processor, ms",
+        "vision",
+        "prefill",
+        "draft's reading",
+        "these of an answer",
+        "a cycle: draft",
+        "verify",
+        "everything else",
+        "a plain step",
+        "cycles faster by",
+    )
+    return table(header, _of_ours(result, _cycles))
+
+
+def _cycles(row: Row, rows: Mapping[str, Row]) -> tuple[str, ...]:
+    plain = rows[row["same_mode"]]
+    stages, prompt = ("draft", "verify", "overhead"), ("encode", "vision", "prefill", "read")
+    answer_ms = 1e3 * row["new_tokens"] / (row["items"] * row["repeats"] * row["tokens_per_s"])
+    return (
+        *(f"{row[f'{stage}_ms']:.0f}" for stage in prompt),
+        f"{sum(row[f'{stage}_ms'] for stage in prompt) / answer_ms:.0%}",
+        *(f"{row[f'{stage}_ms_per_pass']:.1f}" for stage in stages),
+        f"{sum(plain[f'{stage}_ms_per_pass'] for stage in stages):.1f}",
+        f"{row['cycles_vs_same_mode']:.2f}x",
+    )
+
+
+def _of_ours(
+    result: Mapping[str, Any], cells: Callable[[Row, Mapping[str, Row]], tuple[str, ...]]
+) -> Iterable[tuple[str, ...]]:
+    """Lines of a table: what `cells` makes of each of our rows and those beside it."""
+    for (task, temperature), rows in groups(result).items():
+        for method in OURS:
+            if method in rows:
+                name = METHODS[method].removeprefix("ViSpec ")
+                yield TASKS[task], f"{temperature:.0f}", name, *cells(rows[method], rows)
+
+
+def _gain(row: Row, over: str) -> str:
+    """A speedup, and where it lies in 95 % of draws of as many items."""
+    low, high = row[f"speedup_vs_{over}_interval"]
+    return f"{row[f'speedup_vs_{over}']:.2f}x ({low:.2f} to {high:.2f})"
+
+
+def _shape(result: Mapping[str, Any], method: str) -> str:
+    """What a method drafts, as it was chosen."""
+    trees = [repeat["trees"][method] for repeat in result["repeats"]]
+    shapes = (
+        f"a chain of {tree['depth']}"
+        if tree["width"] == 1
+        else f"a tree of {tree['size']} nodes, depth {tree['depth']}, width {tree['width']}"
+        for tree in trees
+    )
+    return " or ".join(dict.fromkeys(shapes))
+
+
+def agreement(repeats: Sequence[Mapping[str, Any]]) -> str:
+    """How far the speedups of later days are from the first day's; empty of one day."""
+    first = repeats[0]["date"]
+    parts = [
+        [r["parts"] for r in repeats if (r["date"] == first) == same] for same in (True, False)
+    ]
+    if not all(parts):
+        return ""
+    begun, later = (
+        {(row["task"], row["temperature"], row["method"]): row for row in summarise(each)}
+        for each in parts
+    )
+    compared = [
+        (row[f"speedup_vs_{over}"], later[key][f"speedup_vs_{over}"], row[f"speedup_vs_{over}_{s}"])
+        for s in ("interval", "spread")
+        for key, row in begun.items()
+        if row["method"] in OURS
+        for over in ("generate", "fastest_plain")
+    ]
+    inside = [low <= after <= high for _, after, (low, high) in compared]
+    half = len(inside) // 2
+    furthest = max(abs(after / before - 1) for before, after, _ in compared)
+    return (
+        f"Of the {half} speedups of ViSpec's rows, the later day's "
+        f"({_counted(len(parts[1]), 'round')}) are within {furthest:.1%} of the first day's "
+        f"({len(parts[0])}): {sum(inside[:half])} lie in its intervals, "
+        f"{sum(inside[half:])} between its own rounds' least and most. "
+    )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def _tasks(rows: Sequence[Row], every: Sequence[Row]) -> str:
+    """Some tasks of all, in words."""
+    if len(rows) in (0, len(every)):
+        return "every task" if rows else "none"
+    return ", ".join(f"'{TASKS[row['task']]}'" for row in rows) + " alone"
+
+
+def draw(result: Mapping[str, Any], path: Path) -> None:
+    """Tokens a second of every method, a panel a task, greedy answers."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "vispec"  # the same picture from the same numbers
+    from matplotlib import pyplot
+
+    greedy = {task: rows for (task, heat), rows in groups(result).items() if heat == 0}
+    figure, panels = pyplot.subplots(
+        1,
+        len(greedy),
+        figsize=(3.0 + 2.3 * len(greedy), 3.6),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for panel, (task, rows) in zip(panels[0], greedy.items(), strict=True):
+        names = [method for method in METHODS if method in rows]
+        speeds = [rows[name]["tokens_per_s"] for name in names]
+        low, high = zip(*(rows[name]["tokens_per_s_spread"] for name in names), strict=True)
+        errors = [
+            [speed - least for speed, least in zip(speeds, low, strict=True)],
+            [most - speed for speed, most in zip(speeds, high, strict=True)],
+        ]
+        colours = [
+            "#2a9d5c" if name.startswith("vispec") else "#7a9cc6" if "eagle" in name else "#b8bcc2"
+            for name in names
+        ]
+        places = range(len(names), 0, -1)
+        panel.barh(places, speeds, xerr=errors, color=colours, error_kw={"elinewidth": 0.8})
+        for place, name, top in zip(places, names, high, strict=True):
+            gain = rows[name]["speedup_vs_generate"]
+            panel.text(top * 1.02, place, f"{gain:.2f}x", va="center", fontsize=7)
+        panel.set_title(TASKS[task], fontsize=9)
+        panel.set_xlim(0, max(high) * 1.22)
+        panel.tick_params(labelsize=7)
+        panel.set_yticks(list(places), [METHODS[name] for name in names])
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("tokens a second, greedy; speedup over generate", fontsize=8)
+    figure.savefig(path, metadata={"Date": None, "Description": digest(result)})

@@ -1,0 +1,144 @@
+"""Tables and picture of how fast it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import speed_report as report
+from speeds import summarise
+
+
+def row(task: str, method: str, speed: float, **more: Any) -> dict[str, Any]:
+    return {
+        "task": task, "temperature": 0.0, "method": method, "items": 9, "repeats": 3,
+        "new_tokens": 270, "tokens_per_s": speed, "tokens_per_s_spread": [speed * 0.9, speed * 1.1],
+        "speedup_vs_generate": speed / 50, "speedup_vs_fastest_plain": speed / 80,
+        "speedup_vs_generate_spread": [speed / 55, speed / 45],
+        "speedup_vs_generate_interval": [speed / 60, speed / 40],
+        "speedup_vs_fastest_plain_interval": [speed / 100, speed / 64],
+        "fastest_plain": "plain",
+    } | more  # fmt: skip
+
+
+MACHINE = {
+    "processor": "A processor", "cores": 4, "flags": ["avx2"], "threads": 2, "torch": "2",
+    "transformers": "5", "settings": {"OMP_THING": "1"},
+}  # fmt: skip
+OURS = {
+    "acceptance_length": 3.5, "attainable_vs_same_mode": 2.2, "same_mode": "plain",
+    "speedup_vs_same_mode": 2.0, "identical": 26, "cycles_vs_same_mode": 2.4,
+    "draft_ms_per_pass": 1.0, "verify_ms_per_pass": 6.0, "overhead_ms_per_pass": 0.25,
+    "encode_ms": 3.0, "vision_ms": 4.0, "prefill_ms": 5.0, "read_ms": 6.0,
+}  # fmt: skip
+PASS = {"draft_ms_per_pass": 0.0, "verify_ms_per_pass": 7.0, "overhead_ms_per_pass": 0.5}
+TREES = {
+    "vispec": {"size": 9, "depth": 5, "width": 2},
+    "vispec-chain": {"size": 8, "depth": 7, "width": 1},
+}
+RESULT = {
+    "command": "python it",
+    "dtype": "float32",
+    "repeats": [{"date": "2026-01-01", "machine": MACHINE, "trees": TREES, "parts": []}] * 3,
+    "rows": [
+        row("vqa", "generate", 50.0),
+        row("vqa", "plain", 80.0, **PASS),
+        row("vqa", "vispec-uncompiled", 120.0, **OURS | {"speedup_vs_same_mode": 1.5}),
+        row("vqa", "vispec-chain", 160.0, **OURS),
+    ],
+}
+
+
+def test_the_headline_names_both_baselines_and_what_was_gained() -> None:
+    assert report.headline(RESULT).splitlines()[2] == (
+        "| scene, a question | 0 | 50 | 80 (plain loop) | 120 | 160 | 3.20x (2.67 to 4.00) "
+        "| 2.00x (1.60 to 2.50) | 3.50 | 26/27 |"
+    )
+
+
+def test_the_summary_says_what_was_measured_and_what_was_missed() -> None:
+    text = report.summary(RESULT)
+    for part in (
+        "9 held-out items", "3 rounds on 1 day (2026-01-01)", "2 threads of A processor",
+        "does with a chain of 7", "3.22x over `generate` (reached on none)",
+        "1.8x over the fastest plain way (reached on every task)",
+    ):  # fmt: skip
+        assert part in text
+
+
+def test_the_conditions_state_machine_spread_and_trees() -> None:
+    text = report.conditions(RESULT)
+    for part in (
+        "up to 20%", "4 cores", "OMP_THING=1", "`python it`",
+        "ViSpec tree, a tree of 9 nodes, depth 5, width 2; ViSpec chain, a chain of 7.",
+    ):  # fmt: skip
+        assert part in text
+
+
+def test_tables_of_speculation_and_of_cycles_have_a_row_for_each_of_ours() -> None:
+    assert report.speculation(RESULT).splitlines()[2:] == [
+        "| scene, a question | 0 | chain | 3.20x (2.67 to 4.00) | 2.00x (1.60 to 2.50) | 3.50 "
+        "| 2.00x | 2.20x (91% reached) |",
+        "| scene, a question | 0 | tree, not compiled | 2.40x (2.00 to 3.00) "
+        "| 1.50x (1.20 to 1.88) | 3.50 | 1.50x | 2.20x (68% reached) |",
+    ]
+    # 270 tokens of 27 answers, so 62.5 ms each, of which the prompt takes 18.
+    assert report.cycles(RESULT).splitlines()[2] == (
+        "| scene, a question | 0 | chain | 3 | 4 | 5 | 6 | 29% | 1.0 | 6.0 | 0.2 | 7.5 | 2.40x |"
+    )
+    assert "| plain loop | 80 (1.60x) |" in report.every_method(RESULT)
+
+
+def test_the_committed_rows_are_what_their_rounds_give() -> None:
+    file = Path(report.__file__).parent / "results" / "embedded-cpu.json"
+    stated = json.loads(file.read_text())
+    rows = json.loads(json.dumps(summarise([one["parts"] for one in stated["repeats"]])))
+    common = {name: stated["rows"][0][name] for name in ("threads", "flags")}
+    assert [row | common for row in rows] == stated["rows"]
+
+
+def test_what_is_attainable_is_so_with_the_better_shape_of_the_same_mode() -> None:
+    tree, chain, slow = (
+        {"same_mode": mode, "attainable_vs_same_mode": bound}
+        for mode, bound in (("compiled", 2.0), ("compiled", 2.5), ("plain", 3.0))
+    )
+    rows = {"vispec": tree, "vispec-chain": chain, "vispec-uncompiled": slow, "generate": {}}
+    assert report.attainable(rows, "compiled") == 2.5
+    assert report.attainable(rows, "plain") == 3.0
+
+
+def round_of(date: str, seconds: float) -> dict[str, Any]:
+    """With two questions, that `generate` answers in two seconds each."""
+    parts = [
+        {
+            "task": "vqa", "temperature": 0.0, "method": method, "tokens": [4, 6],
+            "seconds": [s, s], "passes": 5, "identical": 2, "largest_gap": 0.0, "quality": {},
+        }
+        for method, s in (("generate", 2.0), ("vispec", seconds))
+    ]  # fmt: skip
+    return {"date": date, "parts": parts}
+
+
+def test_days_agree_as_far_as_they_do() -> None:
+    days = [round_of("one", 1.0), round_of("one", 0.8), round_of("two", 0.9)]
+    assert report.agreement(days[:2]) == ""
+    # Speedups of 2 and 2.5, so 2.25; then 2.22.
+    text = report.agreement(days)
+    assert "Of the 2 speedups" in text
+    assert "(1 round) are within 1.2% of the first day's (2): 2 lie in" in text
+    far = report.agreement([*days[:2], round_of("two", 4.0)])
+    assert "within 77.8% of the first day's (2): 0 lie in" in far
+    assert "0 between its own" in far
+
+
+def test_the_picture_is_the_same_for_the_same_numbers(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for name in ("one.svg", "two.svg"):
+        report.draw(RESULT, tmp_path / name)
+    one, two = (tmp_path / name for name in ("one.svg", "two.svg"))
+    assert one.read_bytes() == two.read_bytes()
+    assert b"<svg" in one.read_bytes()
+    assert report.digest(RESULT) in one.read_text()
