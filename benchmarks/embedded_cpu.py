@@ -19,9 +19,10 @@ Methods
     generate-lookup     Hugging Face, prompt lookup
     plain               our loop without a draft
     plain-compiled      the same with compiled passes
-    vispec-uncompiled   ViSpec trees without compiled passes
+    vispec-uncompiled   ViSpec as it comes, without compiled passes
     eagle-text, eagle   compiled trees of drafts without an adapter, trained on text alone, and on
                         the same answers for as long as ViSpec
+    eagle-chain         the latter, one path
     vispec-chain        compiled, one path
     vispec              compiled trees
 """

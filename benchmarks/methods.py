@@ -131,6 +131,7 @@ def build(
     compiled = wrap(target.model, target.processor)
     sources = {
         "vispec-chain": (drafts["vispec"], CHAINS),
+        "eagle-chain": (drafts["eagle"], CHAINS),
         "eagle-text": (drafts["eagle-text"], TREES),
         "eagle": (drafts["eagle"], TREES),
         "vispec": (drafts["vispec"], TREES),

@@ -26,9 +26,10 @@ METHODS = {
     "generate-lookup": "generate, prompt lookup",
     "plain": "plain loop",
     "plain-compiled": "plain loop, compiled",
-    "vispec-uncompiled": "ViSpec tree, not compiled",
-    "eagle-text": "EAGLE, trained on text",
-    "eagle": "EAGLE, trained as ViSpec was",
+    "vispec-uncompiled": "ViSpec as it comes, not compiled",
+    "eagle-text": "EAGLE tree, trained on text",
+    "eagle": "EAGLE tree, trained as ViSpec was",
+    "eagle-chain": "EAGLE chain, trained as ViSpec was",
     "vispec": "ViSpec tree",
     "vispec-chain": "ViSpec chain",
 }

@@ -194,7 +194,7 @@ def test_every_method_answers_and_the_result_says_what_it_depends_on(
     rows = {(row["temperature"], row["method"]): row for row in result["rows"]}
     assert {name for _, name in rows} == {
         "generate", "generate-static", "generate-lookup", "plain", "plain-compiled",
-        "vispec-uncompiled", "eagle-text", "eagle", "vispec-chain", "vispec",
+        "vispec-uncompiled", "eagle-text", "eagle", "eagle-chain", "vispec-chain", "vispec",
     }  # fmt: skip
     for name in {name for _, name in rows}:
         assert rows[0.0, name]["identical"] == 1 or rows[0.0, name]["largest_gap"] < 1e-3

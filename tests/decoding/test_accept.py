@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
 from table import Table, TableDraft, TableTarget, chi_square, grow, tree_codes
 from vispec.decoding import accept
-from vispec.decoding.accept import Walk, accept_greedy, accept_keyed, accept_stochastic
+from vispec.decoding.accept import Walk, accept_at_once, accept_keyed, accept_stochastic
 from vispec.decoding.loop import Job, run
-from vispec.decoding.sampling import Chooser, KeyedNoise, gumbel
+from vispec.decoding.sampling import Chooser, KeyedNoise, gumbel, scaled
 from vispec.decoding.tree import SampledShape, Tree, TreeShape
 from vispec.targets.base import Prompt
 
@@ -132,31 +132,62 @@ def test_keyed_texts_have_the_targets_law_over_seeds() -> None:
     assert chi_square(counts, Table(3, 3, seed=5).law()) > PASSES
 
 
-@pytest.mark.parametrize("rule", ["keyed", "greedy"])
+def random_tree(generator: torch.Generator) -> tuple[Tree, torch.Tensor]:
+    """Three requests' nodes, some of which stand for nothing, and logits at each."""
+    b, n, vocabulary = 3, 10, 4
+    parent = torch.tensor(
+        [
+            [-1] + [int(torch.randint(i, (1,), generator=generator)) for i in range(1, n)]
+            for _ in range(b)
+        ]
+    )
+    token = torch.randint(-1, vocabulary, (b, n), generator=generator)
+    logits = torch.randn(b, n, vocabulary, generator=generator)
+    depth = torch.zeros_like(parent)
+    for i in range(1, n):
+        depth[:, i] = depth.gather(1, parent[:, i : i + 1])[:, 0] + 1
+    return Tree(token, parent, depth, n, torch.zeros(b, n)), logits
+
+
+@pytest.mark.parametrize("heat", [(0.7, 0.7, 0.7), (0.7, 1.0, None)], ids=str)
+def test_samples_of_all_nodes_at_once_are_those_of_a_walk(heat: tuple[float | None, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    choosers = [
+        Chooser(
+            LogitsProcessorList([TemperatureLogitsWarper(t)] if t else []),
+            sample=t is not None,
+            seed=0,
+        )
+        for t in heat
+    ]
+    sample = torch.tensor([t is not None for t in heat])
+    longest = 0
+    for turn in range(200):
+        tree, logits = random_tree(generator)
+        seed, position = torch.tensor([turn, 7, 2**62]), torch.tensor([0, turn, 5])
+        walk = Walk(logits, choosers, [None] * 3)
+        wanted = accept_keyed(tree, walk, seed, position, sample).to_lists()
+        found = accept_at_once(tree, scaled(choosers, logits), seed, position, sample)
+        assert found == wanted
+        longest = max(longest, *map(len, wanted[0]))
+    assert longest > 3
+
+
+@pytest.mark.parametrize("rule", ["keyed", "at once"])
 def test_a_greedy_walk_accepts_the_longest_path_by_brute_force(rule: str) -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(100):
-        b, n, vocabulary = 3, 10, 4
-        parent = torch.tensor(
-            [
-                [-1] + [int(torch.randint(i, (1,), generator=generator)) for i in range(1, n)]
-                for _ in range(b)
-            ]
-        )
-        token = torch.randint(-1, vocabulary, (b, n), generator=generator)
-        logits = torch.randn(b, n, vocabulary, generator=generator)
-        depth = torch.zeros_like(parent)
-        for i in range(1, n):
-            depth[:, i] = depth.gather(1, parent[:, i : i + 1])[:, 0] + 1
-        tree = Tree(token, parent, depth, n, torch.zeros(b, n))
+        tree, logits = random_tree(generator)
+        b, n = tree.token.shape
+        token, parent = tree.token, tree.parent
         zero = torch.zeros(b, dtype=torch.long)
         rows = torch.arange(b)
 
         def scores(node: Tensor, *_: object, at: Tensor = logits, rows: Tensor = rows) -> Tensor:
             return at[rows, node]
 
-        if rule == "greedy":
-            accepted = accept_greedy(tree, logits)
+        if rule == "at once":
+            accepted = accept_at_once(tree, logits, zero, zero, None)
         else:
             accepted = accept_keyed(tree, scores, zero, zero, None).to_lists()
         for row, (path, tokens) in enumerate(zip(*accepted, strict=True)):
@@ -180,5 +211,6 @@ def test_logits_that_differ_only_beyond_float32_are_a_tie_as_they_are_for_genera
     zero = torch.zeros(1, dtype=torch.long)
     chooser = Chooser(LogitsProcessorList(), sample=False, seed=0)
     walk = Walk(logits, [chooser], [None])
-    assert accept_greedy(tree, logits) == ([[0]], [[0]])
+    scores = scaled([chooser], logits)
+    assert accept_at_once(tree, scores, zero, zero, None) == ([[0]], [[0]])
     assert accept_keyed(tree, walk, zero, zero, None).to_lists() == ([[0]], [[0]])

@@ -34,7 +34,7 @@ def test_the_card_has_the_numbers(work: Path) -> None:
                      "reached": False}],
         "samples": [
             {"task": "read", "question": "Read.", "true": "A", "said": "B"},
-            {"task": "photo", "question": "Look.", "true": "A data set's caption", "said": "C"},
+            {"task": "photo", "question": "Look.", "said": "C"},
         ],
     }  # fmt: skip
     text = target_card.card(MODEL, work, report, fonts=21, seed=5, note="Resumed once.")

@@ -2,9 +2,9 @@
 
 *Keyed*: the target's own token at a node is fixed before looking at the children (its argmax, or a
 sample drawn with noise keyed by request seed and output position); the walk goes on while a child
-carries that token. The text is the plain loop's own, whatever was proposed. Where every request
-takes the argmax of unprocessed logits (`accept_greedy`), the tokens of all nodes are looked up in
-one operation and the walk is the host's.
+carries that token. The text is the plain loop's own, whatever was proposed. Where logits are at
+most divided by a temperature (`accept_at_once`), the tokens of all nodes are chosen together and
+the walk is the host's.
 
 *Stochastic* (Leviathan et al., arXiv 2211.17192; without replacement: Jeon et al., arXiv
 2402.14160): a child drawn from q is accepted with probability min(1, p/q), a rejected one leaves
@@ -84,18 +84,28 @@ class Walk:
         return process_rows(self.choosers, rows, texts)
 
 
-def accept_greedy(tree: Tree, logits: Tensor) -> tuple[list[list[int]], list[list[int]]]:
-    """What `accept_keyed` accepts where no request samples or processes its logits.
+def accept_at_once(
+    tree: Tree, scores: Tensor, seed: Tensor, position: Tensor, sample: Tensor | None
+) -> tuple[list[list[int]], list[list[int]]]:
+    """What `accept_keyed` accepts, from the scores of all nodes: few operations, more memory.
 
     Args:
         tree: the proposal.
-        logits: `[b, n, V]` of the target at every node.
+        scores: `[b, n, V]` processed logits of the target at every node.
+        seed, position, sample: as there.
 
     Returns:
         The accepted paths, the root first, and the target's token behind each node of them.
     """
-    # Rounded as `process_rows` rounds them: it decides ties.
-    own_tokens = logits.float().argmax(-1)
+    own_tokens = scores.argmax(-1)
+    if sample is not None:
+        device = scores.device
+        places = position[:, None] + torch.arange(tree.max_depth + 1, device=device)
+        column = torch.arange(scores.shape[-1], device=device)
+        noise = gumbel(seed[:, None, None], places[..., None], column)
+        rows = torch.arange(len(seed), device=device)[:, None]
+        drawn = (scores.double() + noise[rows, tree.depth]).argmax(-1)
+        own_tokens = torch.where(sample[:, None], drawn, own_tokens)
     numbers = torch.stack([own_tokens, tree.parent, tree.token])
     paths, tokens = [], []
     for own, parents, proposed in zip(*numbers.tolist(), strict=True):

@@ -33,14 +33,14 @@ def compiled(function: Callable[..., Any], *, constant: bool = False) -> Callabl
             (2.13: of a guard `a or b` among those of a kept graph, only `b` is looked at, and none
             before it).
     """
-    if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
-        return _constant(torch.compile(function)) if constant else torch.compile(function)
-    unguarded = torch.compiler.skip_guard_on_all_nn_modules_unsafe
-    options: dict[str, Any] = {
-        "recompile_limit": VARIANTS,
-        "isolate_recompiles": True,
-        "options": {"guard_filter_fn": unguarded},
-    }
+    options: dict[str, Any] = {}
+    if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
+        unguarded = torch.compiler.skip_guard_on_all_nn_modules_unsafe
+        options = {
+            "recompile_limit": VARIANTS,
+            "isolate_recompiles": True,
+            "options": {"guard_filter_fn": unguarded},
+        }
     made = torch.compile(function, **options)
     return _constant(made) if constant else made
 

@@ -14,15 +14,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vispec.decoding.accept import Walk, accept_greedy, accept_keyed, accept_stochastic
+from vispec.decoding.accept import Walk, accept_at_once, accept_keyed, accept_stochastic
 from vispec.decoding.cache import SlotCache
-from vispec.decoding.sampling import Chooser, KeyedNoise
+from vispec.decoding.sampling import Chooser, KeyedNoise, scaled
 from vispec.decoding.stats import Stats
 from vispec.decoding.tree import SampledShape, Tree, TreeShape
 from vispec.drafts.base import Draft, DraftSession
 from vispec.targets.base import Prompt, Target
 
 FinishReason = Literal["stop", "length", "context"]
+AT_ONCE = 2**24
+"""Logits of a pass that get their noise together; of more, only those on the walk do."""
 
 
 @dataclass
@@ -163,8 +165,10 @@ class _Cycle:
 
     def accept(self, tree: Tree, logits: Tensor) -> tuple[list[list[int]], list[list[int]]]:
         """The accepted paths, and the target's tokens behind their nodes."""
-        if self.sample is None and not any(chooser.processors for chooser in self.choosers):
-            return accept_greedy(tree, logits)
+        few = self.sample is None or logits.numel() <= AT_ONCE
+        if tree.shape is None and few and all(chooser.scales for chooser in self.choosers):
+            scores = scaled(self.choosers, logits)
+            return accept_at_once(tree, scores, self.seed, self.position, self.sample)
         walk = Walk(logits, self.choosers, self.texts)
         if tree.shape is not None:
             return accept_stochastic(tree, walk, self.seed, self.position).to_lists()

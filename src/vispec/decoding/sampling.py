@@ -139,6 +139,10 @@ class Chooser:
         self.seed = seed
         self.reads_text = any(reads_text(p) for p in processors)
         self.key = None if self.reads_text else (sample, *map(_signature, processors))
+        self.scales = all(
+            type(processor) is logits_process.TemperatureLogitsWarper for processor in processors
+        )
+        """Whether it does no more to a row than divide it."""
 
     def process(self, logits: Tensor, text: Tensor | None) -> Tensor:
         """Apply the processors to rows `[m, V]`; `text [m, t]` are the tokens before them."""
@@ -182,6 +186,23 @@ def process_rows(
         elif text is not None:
             rows[row : row + 1] = chooser.process(logits[row : row + 1], text[None])
     return rows
+
+
+def scaled(choosers: Sequence[Chooser], logits: Tensor) -> Tensor:
+    """What `process_rows` makes of every node's logits, where all choosers scale alone.
+
+    Args:
+        choosers: `b` of them.
+        logits: `[b, n, V]`.
+    """
+    logits = logits.float()
+    if not any(chooser.processors for chooser in choosers):
+        return logits
+    if len({chooser.key for chooser in choosers}) == 1:
+        return choosers[0].process(logits.flatten(0, 1), None).view_as(logits)
+    return torch.stack(
+        [chooser.process(rows, None) for chooser, rows in zip(choosers, logits, strict=True)]
+    )
 
 
 # --- Noise ------------------------------------------------------------------------------------

@@ -121,10 +121,9 @@ def card(
     config = read_config(str(model))
     text, tower = config["text_config"], config["vision_config"]
     sizes = [_product(shape) for _, shape, _ in tensor_headers(str(model))]
-    # Captions of photographs are their data set's, and stay there.
     shown = [
         f"* *{s['task']}* {s['question']}\n"
-        + ("" if s["task"] == "photo" else f"  * true: {s['true']}\n")
+        + (f"  * true: {s['true']}\n" if "true" in s else "")
         + f"  * said: {s['said']}"
         for s in report["samples"]
     ]
