@@ -135,10 +135,11 @@ class OracleSession:
 
     def propose(self, roots: Tensor, shape: Any, noise: Any) -> Tree:
         draw = self.oracle.random
+        size = shape.as_chain().size if shape.width == 1 else shape.size
         rows = []
         for slot in range(len(roots)):
             nodes = [(int(roots[slot]), -1, 0, True)]  # token, parent, depth, on the true path
-            while len(nodes) < shape.size:
+            while len(nodes) < size:
                 parent = draw.randrange(len(nodes))
                 if draw.random() < 0.6:
                     parent = max(range(len(nodes)), key=lambda i: (nodes[i][3], nodes[i][2]))
