@@ -432,7 +432,7 @@ def adapted(stated: Mapping[str, Any]) -> str:
         name: [line for line in lines if "heldout_acceptance_length" in line]
         for name, lines in stated["logs"].items()
     }
-    before = stated["before"]["heldout_acceptance_length"]
+    before = stated["before"]["acceptance_length"]
     rows = [("0", f"{before:.2f}", *([""] * (len(judged) - 1)))]
     for lines in zip(*judged.values(), strict=True):
         minutes = np.mean([line["elapsed_s"] for line in lines]) / 60

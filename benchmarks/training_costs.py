@@ -29,7 +29,7 @@ from vispec.decoding.engine import Engine
 from vispec.evaluation.conditions import commit, conditions
 from vispec.loading_drafts import load_draft
 from vispec.loading_targets import load_target
-from vispec.training.distill import distill, read_answers
+from vispec.training.distill import Question, distill, read_answers
 from vispec.training.draft import Batches, Stage, matrices
 from vispec.training.drafts import new_draft
 from vispec.training.features import Online, Store, collect
@@ -40,7 +40,6 @@ from vispec.training.trainer import Settings, optimizers_of
 MODES = ("online", "float32", "bfloat16", "int8")
 SIZES = {"embedded": (192, 3, 144), "7B": (4096, 32, 576)}
 """Width, heads, and visual tokens of an image."""
-QUESTIONS = 384
 
 
 def adapter_kinds(width: int, heads: int) -> dict[str, Any]:
@@ -111,14 +110,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="the result")
     parser.add_argument("--seconds", type=float, default=40, help="of training a run (40)")
     parser.add_argument("--repeats", type=int, default=3, help="of all modes by turns (3)")
+    parser.add_argument("--answers", type=int, default=384, help="to train on (384)")
     parser.add_argument("--mode", choices=MODES, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.mode:
-        print(json.dumps(trained(options.mode, options.work, options.seconds)))
+        print(json.dumps(trained(options.mode, options.work, options.seconds, options.answers)))
         return
 
     target = load_target("embedded", dtype="float32")
-    questions = scene_questions(QUESTIONS, "train", 5_000_000, (0.0,))
+    questions = asked(options.answers)
     draft, tree = load_draft("embedded", target)
     engine = Engine(target, draft, tree=tree, max_batch=32)
     answers = distill(engine, questions, options.work / "answers", max_new_tokens=112)
@@ -132,8 +132,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for place in range(len(MODES)):
             mode = MODES[(place + turn) % len(MODES)]
             command = [sys.executable, __file__, "--work", str(options.work), "--mode", mode]
+            command += ["--seconds", str(options.seconds), "--answers", str(options.answers)]
             ran = subprocess.run(
-                [*command, "--seconds", str(options.seconds)],
+                command,
                 check=True,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -154,13 +155,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def trained(mode: str, work: Path, seconds: float) -> dict[str, float]:
+def asked(count: int) -> list[Question]:
+    """About scenes."""
+    return scene_questions(count, "train", 5_000_000, (0.0,))
+
+
+def trained(mode: str, work: Path, seconds: float, answers: int) -> dict[str, float]:
     """Train for some seconds; what passed, and the most memory that was held."""
     target = load_target("embedded", dtype="float32")
     samples: Any
     if mode == "online":
-        questions = scene_questions(QUESTIONS, "train", 5_000_000, (0.0,))
-        samples = Online(target, questions, read_answers(work / "answers"))
+        samples = Online(target, asked(answers), read_answers(work / "answers"))
     else:
         samples = Store(work / mode, target)
     loaded = held_mb()

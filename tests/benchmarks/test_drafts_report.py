@@ -208,7 +208,7 @@ def test_every_section_of_the_page_is_written(tmp_path: Path) -> None:
     }
     lines = [{"elapsed_s": s, "loss": 1.0, "heldout_acceptance_length": 2.5} for s in (60, 121)]
     adapted = {
-        "before": {"heldout_acceptance_length": 2.25},
+        "before": {"acceptance_length": 2.25},
         "logs": {
             "begun with the former draft": [*lines, {"elapsed_s": 122}],
             "from nothing": lines,
