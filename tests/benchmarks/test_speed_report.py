@@ -82,7 +82,7 @@ def test_tables_of_speculation_and_of_cycles_have_a_row_for_each_of_ours() -> No
     assert report.speculation(RESULT).splitlines()[2:] == [
         "| scene, a question | 0 | chain | 3.20x (2.67 to 4.00) | 2.00x (1.60 to 2.50) | 3.50 "
         "| 2.00x | 2.20x (91% reached) |",
-        "| scene, a question | 0 | tree, not compiled | 2.40x (2.00 to 3.00) "
+        "| scene, a question | 0 | as it comes, not compiled | 2.40x (2.00 to 3.00) "
         "| 1.50x (1.20 to 1.88) | 3.50 | 1.50x | 2.20x (68% reached) |",
     ]
     # 270 tokens of 27 answers, so 62.5 ms each, of which the prompt takes 18.
