@@ -59,7 +59,7 @@ def test_the_recipes_make_a_draft_that_loads_with_its_card_and_licence(
         assert file.get_tensor("fc.weight").dtype == torch.bfloat16
     engine = vispec.load(target, out)
     assert isinstance(engine.draft, EagleDraft)
-    assert engine.tree in pipeline.TREES
+    assert engine.tree in pipeline.SHAPES
     picture = [talking.picture(0)]
     plain = engine.generate("what ?", picture, max_new_tokens=20, speculate=False)
     assert engine.generate("what ?", picture, max_new_tokens=20).token_ids == plain.token_ids

@@ -164,7 +164,7 @@ def test_every_kind_of_draft_is_trained_and_used(
     plain = engine.generate("the cat", picture, max_new_tokens=12, speculate=False)
     assert engine.generate("the cat", picture, max_new_tokens=12).token_ids == plain.token_ids
     assert found["acceptance_length"] >= 1
-    assert engine.tree in pipeline.TREES
+    assert engine.tree in pipeline.SHAPES
     chosen = tmp_path / "stages" / "two" / "tree.json"
     assert json.loads(chosen.read_text()) == asdict(engine.tree)
     stated = json.loads((tmp_path / "draft" / "provenance.json").read_text())
