@@ -27,7 +27,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Questions, a folder to work in, and one for results."""
     folder = tmp_path_factory.mktemp("drafts")
     photographs = photo_sets.write(folder / "photographs")
-    asked = groups(photographs, scenes=9, photos=4, texts=4, heldout=6, timed=8)
+    asked = groups(photographs, scenes=9, photos=4, texts=4, heldout=6, timed=4)
     write(asked, folder / "questions")
     (folder / "results").mkdir()
     return {name: folder / name for name in ("questions", "work", "results")}
