@@ -115,16 +115,16 @@ def conformance(report: dict[str, Any]) -> str:
 def sections() -> dict[str, dict[str, str]]:
     """What belongs between the marks of every page, by mark."""
     found: dict[str, dict[str, str]] = {"README.md": {}, "docs/speed.md": {}, "docs/drafts.md": {}}
-    speed = {
+    short = {"speed": speed_report.headline, "speed-summary": speed_report.summary}
+    whole = {
         "speed-conditions": speed_report.conditions,
         "speed-methods": speed_report.every_method,
         "speed-speculation": speed_report.speculation,
         "speed-cycles": speed_report.cycles,
     }
     for page, name, parts in (
-        ("README.md", "embedded-cpu", {"speed": speed_report.headline}),
-        ("README.md", "embedded-cpu", {"speed-summary": speed_report.summary}),
-        ("docs/speed.md", "embedded-cpu", speed),
+        ("README.md", "embedded-cpu", short),
+        ("docs/speed.md", "embedded-cpu", whole),
         ("README.md", "embedded-quality", {"sight": sight, "acceptance": acceptance}),
         ("README.md", "conformance", {"conformance": conformance}),
     ):

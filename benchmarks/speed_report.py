@@ -124,16 +124,13 @@ def conditions(result: Mapping[str, Any]) -> str:
     machines = [repeat["machine"] for repeat in repeats]
     settings = sorted({f"{k}={v}" for machine in machines for k, v in machine["settings"].items()})
 
-    def all_of(key: str) -> str:
-        return ", ".join(dict.fromkeys(str(machine[key]) for machine in machines))
-
     return (
         f"{_measured(result)} The methods take turns on every item. Speeds are medians of the "
         "rounds, speedups of the rounds' own, and in brackets is where 95 % of draws of as many "
         "other items would lie. "
         + f"The rounds' own speedups differ by up to {spread:.0%}. " * (len(repeats) > 1)
         + agreement(repeats)
-        + f"{all_of('cores')} cores, {', '.join(machines[0]['flags'])}"
+        + f"{_all_of(machines, 'cores')} cores, {', '.join(machines[0]['flags'])}"
         + (f"; {', '.join(settings)}" if settings else "")
         + f". `{result['command']}`. "
         "Trees and chains were chosen on other items: "
@@ -148,15 +145,17 @@ def _measured(result: Mapping[str, Any]) -> str:
     machines = [repeat["machine"] for repeat in repeats]
     days = list(dict.fromkeys(repeat["date"] for repeat in repeats))
 
-    def all_of(key: str) -> str:
-        return ", ".join(dict.fromkeys(str(machine[key]) for machine in machines))
-
     return (
         f"{row['items']} held-out items a task, {_counted(row['repeats'], 'round')} on "
-        f"{_counted(len(days), 'day')} ({', '.join(days)}), {all_of('threads')} threads of "
-        f"{all_of('processor')}, {result['dtype']}, torch {all_of('torch')}, transformers "
-        f"{all_of('transformers')}."
+        f"{_counted(len(days), 'day')} ({', '.join(days)}), {_all_of(machines, 'threads')} threads "
+        f"of {_all_of(machines, 'processor')}, {result['dtype']}, torch "
+        f"{_all_of(machines, 'torch')}, transformers {_all_of(machines, 'transformers')}."
     )
+
+
+def _all_of(machines: Sequence[Mapping[str, Any]], key: str) -> str:
+    """What machines say of themselves, each answer once."""
+    return ", ".join(dict.fromkeys(str(machine[key]) for machine in machines))
 
 
 def every_method(result: Mapping[str, Any]) -> str:
