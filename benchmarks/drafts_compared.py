@@ -6,9 +6,10 @@
 
 Every arm is trained for the same minutes of one core (of its own computing, whatever else the
 machine does), on the same answers and features, with the same seeds, at learning rates and with
-losses that ten trials of six minutes chose on ViSpec's adapter; then that one and the others that
-lead, four in all, get two further seeds. All of them answer the same held-out questions by turns,
-plainly decoded answers among them.
+losses that ten trials of six minutes chose on ViSpec's adapter; some are trained at half and at
+twice the rate, too, which tells whether that was fair. Then ViSpec's and the others that lead, four
+in all, get two further seeds. All of them but those at other rates answer the same held-out
+questions by turns, plainly decoded answers among them.
 
 `--part 1/2` and `--part 2/2`, at once, train half of the arms each; without it, what is not yet
 trained is trained, and everything measured. All of it resumes: an arm that is trained is not
@@ -35,8 +36,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from drafts_report import FULL
+from drafts_report import BESIDE, FULL
 from small_model import Small, train_small
+from vispec.adapters import settings_of
+from vispec.adapters.elastic import ElasticAdapter
 from vispec.adapters.hidden import HiddenAdapter
 from vispec.checkpoints.files import fingerprint, locate
 from vispec.checkpoints.registry import read
@@ -55,6 +58,7 @@ from vispec.runs import claim
 from vispec.training import pipeline
 from vispec.training.curves import read_log
 from vispec.training.distill import Question, digest, distill, read_answers
+from vispec.training.draft import acceptance
 from vispec.training.drafts import new_draft
 from vispec.training.features import Sample, Store, collect
 from vispec.training.losses import MULTIMODAL_STAGE
@@ -101,7 +105,7 @@ class Arm:
     """What is trained, and how; the minutes of its stages are shares of the budget.
 
     Attributes:
-        group: what it is compared in: `adapters`, `training` or `kinds`.
+        group: what it is compared in: `adapters`, `training`, `kinds` or `rates`.
         draft: what a recipe calls a draft, or a small model that drafts.
         start: the arm whose trained draft it begins with, with an adapter of its own.
         steps_of: the arm that it takes as many steps as, in whatever time.
@@ -126,7 +130,7 @@ ARMS: dict[str, Arm] = {
     "hidden": with_adapter({"kind": "hidden"}),
     "pooling": with_adapter(POOLING),
     "resampler of rows": with_adapter({**RESAMPLER, "rows": True}),
-    "all tokens and a global vector": with_adapter({**QUERY, "queries": 1, "beside": True}),
+    BESIDE: with_adapter({**QUERY, "queries": 1, "beside": True}),
     "linear": with_adapter({"kind": "linear"}),
     "mlp of 2": with_adapter(MLP),
     "mlp of 3": with_adapter({**MLP, "layers": 3}),
@@ -163,6 +167,19 @@ ARMS: dict[str, Arm] = {
         "training", VISPEC, (replace(TEXT, minutes=0.5), replace(SHOWN, minutes=0.5))
     ),
     "none, as many steps": Arm("training", DraftRecipe(), steps_of="query"),
+}
+RATES = {"half": 0.5, "twice": 2.0}
+ARMS |= {
+    f"{name}, {word} the rate": replace(
+        ARMS[name],
+        group="rates",
+        stages=tuple(
+            replace(stage, learning_rate=stage.learning_rate * factor)
+            for stage in ARMS[name].stages
+        ),
+    )
+    for name in ("none", BESIDE, "mlp of 2", "eagle3", "medusa")
+    for word, factor in RATES.items()
 }
 
 CODE = tuple(f"src/vispec/{part}" for part in ("adapters", "decoding", "drafts", "targets"))
@@ -328,6 +345,7 @@ def measure(target: Any, trained: Sequence[Trained], options: argparse.Namespace
     drafts = {
         f"{name}, seed {seed}": load_draft(folder / "draft", target)[0]
         for name, seed, folder in trained
+        if ARMS[name].group != "rates"
     }
     drafts |= further_drafts(target, drafts, options)
     trees = trees_of(target, drafts, options)
@@ -352,6 +370,11 @@ def measure(target: Any, trained: Sequence[Trained], options: argparse.Namespace
                 for stage in [stage.name for stage in ARMS[name].stages] or ["whole"]
             }
             for name, seed, folder in trained
+        },
+        "choices": {
+            label.removesuffix(", seed 0"): choices(draft, target, options)
+            for label, draft in drafts.items()
+            if isinstance(getattr(draft, "adapter", None), ElasticAdapter)
         },
         "measured": ask(ways, asked, options.work / "measured.json"),
     }
@@ -384,6 +407,23 @@ def further_drafts(
         adapters = [pooling.adapter, other.adapter]
         found["selector"], lengths = select(pooling, adapters, target, kinds)
         print(f"selector: {dict(zip(kinds, lengths.tolist(), strict=True))}", flush=True)
+    return found
+
+
+def choices(draft: Any, target: Any, options: argparse.Namespace) -> dict[str, dict[str, int]]:
+    """How often the gate of an elastic adapter takes which part, by task, of other questions."""
+    found: dict[str, dict[str, int]] = {}
+    gated: list[torch.Tensor] = []
+    parts = [settings_of(part)["kind"] for part in draft.adapter.parts]
+    hook = draft.adapter.gate.register_forward_hook(lambda *told: gated.append(told[-1]))
+    for sample in Store(options.work / "features" / "heldout", target, layered=False):
+        acceptance(draft, target, [sample])
+        counts = found.setdefault(task_of(sample.key), dict.fromkeys(parts, 0))
+        for logits in gated:
+            for part in logits.argmax(-1).tolist():
+                counts[parts[part]] += 1
+        gated.clear()
+    hook.remove()
     return found
 
 

@@ -29,6 +29,8 @@ FULL = "query"
 BESIDE = "all tokens and a global vector"
 """The arm that is as the embedded draft is."""
 TASKS = {"photo": "photograph", "caption": "scene", "vqa": "question", "read": "reading"}
+MADE = {"selector": "pooling"}
+"""Ways that are made of the first seed of another."""
 UNTRAINED = ("plain", "lookup", "lookup, own tree")
 """Ways that have no seed."""
 WORDS = {
@@ -36,6 +38,7 @@ WORDS = {
     "none": "none (EAGLE)",
     "hidden": "hidden (HiViS)",
     "elastic": "elastic (SpecVLM)",
+    "the embedded draft": "the embedded draft, after 100 minutes",
     "text alone, no image tokens": "text alone, no image tokens (no vision)",
     "resampler alone, on pooling's draft": "resampler alone, after pooling's minutes",
     "small model, other words": "small model, other words (universal)",
@@ -113,18 +116,30 @@ class Result:
         """Of questions, all or those of a task."""
         return np.flatnonzero(self.tasks == task) if task else np.arange(len(self.tasks))
 
+    def first(self, name: str) -> Result:
+        """The same with one seed of a way, the first; seeds differ as here."""
+        found = Result(self.stated, self)
+        if name in self.ways:
+            numbers = {key: value[:1] for key, value in self.ways[name].numbers.items()}
+            found.ways[name] = Way(numbers)
+        return found
+
     def value(self, measure: Measure, name: str, task: str | None = None) -> float:
         way = self.ways[name]
         return measure(way, np.arange(self.seeds(name)), self.places(task))
 
-    def _spread(self, measure: Measure) -> tuple[float, int]:
-        """By how much seeds differ: the deviation of a number's logarithm, and what it rests on."""
+    def _spread(self, measure: Measure, task: str | None = None) -> tuple[float, int]:
+        """By how much seeds differ: the deviation of a number's logarithm, and what it rests on.
+
+        Args:
+            task: whose questions alone, which are fewer.
+        """
         squares, freedom = 0.0, 0
         for name, way in self.ways.items():
             count = self.seeds(name)
             if count < 2:
                 continue
-            logs = np.log([measure(way, np.array([i]), self.places()) for i in range(count)])
+            logs = np.log([measure(way, np.array([i]), self.places(task)) for i in range(count)])
             squares += float(((logs - logs.mean()) ** 2).sum())
             freedom += count - 1
         return (squares / freedom) ** 0.5 if freedom else 0.0, freedom
@@ -138,7 +153,7 @@ class Result:
         """
         places = self.places(task)
         ways = self.ways[name], self.ways[other]
-        made = name.startswith((f"{other}, ", f"{other} and lookup"))
+        made = name.startswith((f"{other}, ", f"{other} and lookup")) or MADE.get(name) == other
         counts = self.seeds(name), 1 if made else self.seeds(other)
         every = [np.arange(count) for count in counts]
         found = over(measure(ways[0], every[0], places), measure(ways[1], every[1], places))
@@ -146,7 +161,7 @@ class Result:
         groups = [places[self.tasks[places] == task] for task in dict.fromkeys(self.tasks[places])]
         # What is made of another draft has its seed.
         trained = [one not in UNTRAINED for one in (name, other)]
-        deviation, freedom = (0.0, 0) if made else self.spread(measure)
+        deviation, freedom = (0.0, 0) if made else self.spread(measure, task)
         scale = deviation * sum(t / n for t, n in zip(trained, counts, strict=True)) ** 0.5
         drawn = []
         for _ in range(DRAWS):
@@ -192,8 +207,8 @@ def per_pass(result: Result, name: str, time: str) -> float:
     return 1000 * float(way[time].sum() / way["target_passes"].sum())
 
 
-def rows(result: Result, names: Sequence[str], header: str) -> str:
-    """A table of ways: what is accepted by task, against the full system, and how fast it is."""
+def rows(result: Result, names: Sequence[str], header: str, other: str = FULL) -> str:
+    """A table of ways: what is accepted by task, against another, and how fast it is."""
     tasks = [task for task in TASKS if task in set(result.tasks)]
     titles = (
         header,
@@ -202,7 +217,7 @@ def rows(result: Result, names: Sequence[str], header: str) -> str:
         "steps",
         *(TASKS[task] for task in tasks),
         "all",
-        f"against {FULL}",
+        f"against {other}",
         "reading the prompt, ms",
         "draft, ms a pass",
         "speedup",
@@ -222,7 +237,7 @@ def rows(result: Result, names: Sequence[str], header: str) -> str:
             result.steps(name),
             *(f"{result.value(acceptance, name, task):.2f}" for task in tasks),
             f"{result.value(acceptance, name):.2f}",
-            "" if name == FULL else change(result.ratio(acceptance, name, FULL)),
+            "" if name == other else change(result.ratio(acceptance, name, other)),
             f"{1000 * float(result.ways[name]['read_s'].mean()):.1f}",
             f"{per_pass(result, name, 'draft_s'):.2f}",
             times(speedup(result, name)),
@@ -260,6 +275,7 @@ def own_trees(result: Result) -> str:
     """Kinds of drafts, each with the tree that suits it."""
     names = [name for name in result.ways if name.endswith(", own tree")]
     names.sort(key=lambda name: result.value(seconds, name))
+    before = dict(zip(names[1:], names, strict=False))
     trees = {name: result.stated["ways"][name]["tree"] for name in names}
     cells = [
         (
@@ -267,15 +283,67 @@ def own_trees(result: Result) -> str:
             ", ".join(str(tree[key]) for key in ("size", "depth", "width")),
             f"{result.value(acceptance, name):.2f}",
             times(speedup(result, name)),
+            change(result.ratio(seconds, name, before[name])) if name in before else "",
         )
         for name, tree in trees.items()
     ]
-    return table(("draft", "tree: nodes, depth, width", "acceptance length", "speedup"), cells)
+    header = ("draft", "tree: nodes, depth, width", "acceptance length", "speedup")
+    return table((*header, "seconds against the one above"), cells)
 
 
 def forms(result: Result) -> str:
+    """Deployment forms, made of the first seed, and so beside that one."""
     names = [name for name in result.ways if re.match(r"query, (int8|rank \d+)$", name)]
-    return rows(result, [FULL, *names, "selector"], "form")
+    return rows(result.first(FULL), [FULL, *names], "form")
+
+
+def chosen(result: Result) -> str:
+    """Adapters chosen for every image: by what was measured, and by a gate that learnt to."""
+    parts = ["pooling", "resampler alone, on pooling's draft", "selector"]
+    text = rows(result.first("pooling"), parts, "adapter", "pooling")
+    for name, tasks in result.stated.get("choices", {}).items():
+        said = []
+        for task, counts in tasks.items():
+            whole = sum(counts.values())
+            often = {part: count / whole for part, count in counts.items() if count}
+            if often:
+                shares = ", ".join(f"{part} {share:.0%}" for part, share in often.items())
+                said.append(f"{TASKS.get(task, task)}: {shares}")
+        text += f"\n\nWhat the trained gate of {WORDS.get(name, name)} takes: {'; '.join(said)}."
+    return text
+
+
+def mappings(result: Result) -> str:
+    """Adapters that map image tokens one to one, each against each: who accepts more."""
+    names = [n for n in ("linear", "mlp of 2", "mlp of 3", "transformer") if n in result.ways]
+    cells = []
+    for name in names[:-1]:
+        later = names[names.index(name) + 1 :]
+        told = [change(result.ratio(acceptance, other, name)) for other in later]
+        cells.append((name, *[""] * (len(names) - 1 - len(told)), *told))
+    return table(("against", *names[1:]), cells)
+
+
+def rates(result: Result) -> str:
+    """Held-out acceptance of arms trained at other rates; single runs."""
+    found: dict[str, dict[str, float]] = {}
+    for label in result.stated["logs"]:
+        if known := re.fullmatch(r"(.*), (half|twice) the rate, seed 0", label):
+            one = found.setdefault(known[1], {"as all": _judged(result, f"{known[1]}, seed 0")})
+            one[known[2]] = _judged(result, label)
+    columns = ("half", "as all", "twice")
+    cells = [
+        (WORDS.get(name, name), *(f"{one[c]:.2f}" if c in one else "" for c in columns))
+        for name, one in found.items()
+    ]
+    header = ("tokens a pass of held-out chains", "half the rate", "as all have it", "twice")
+    return table(header, cells)
+
+
+def _judged(result: Result, label: str) -> float:
+    """What chains of an arm's trained draft accept of the questions it was judged by."""
+    *_, last = result.stated["logs"][label].values()
+    return float(last[-1]["heldout_acceptance_length"])
 
 
 def aims(result: Result) -> str:
@@ -285,18 +353,24 @@ def aims(result: Result) -> str:
         BESIDE: "the draft that reads every image token and a global vector",
     }
     found = [
-        f"{name} has {times(result.ratio(accepted, way, 'text alone'))} as many"
+        f"{name} has {result.value(accepted, way):.2f},"
+        f" {times(result.ratio(accepted, way, 'text alone'))} as many"
         f" ({_by_task(result, way)}), and {times(result.ratio(accepted, way, 'none'))} as many as"
         " an EAGLE trained as it was"
         for way, name in called.items()
         if way in result.ways
     ]
+    none = "text alone, no image tokens"
+    blind = ""
+    if none in result.ways:
+        blind = f", and {result.value(accepted, none):.3f} where it reads none"
     way = result.ways[FULL]
     spent = {name: float(way[f"{name}_s"].sum()) for name in ("draft", "verify", "overhead")}
     reached = (spent["draft"] + spent["verify"]) / sum(spent.values())
     return (
-        "Tokens accepted a pass, without the target's own, against an EAGLE that was trained on"
-        f" text for as long and reads all image tokens: {'; '.join(found)}. Of the time behind the"
+        "Tokens accepted a pass, without the target's own: an EAGLE that was trained on text for as"
+        f" long has {result.value(accepted, 'text alone'):.3f} where it reads all image tokens"
+        f"{blind}; {'; '.join(found)}. Of the time behind the"
         f" prompt, {reached:.0%} is the two models' own, so that is the share reached of the speed"
         " that ViSpec's acceptance allows."
     )
@@ -320,12 +394,15 @@ def conditions(result: Result) -> str:
     deviation, freedom = result.spread(acceptance)
     return (
         f"{stated['minutes']:.0f} minutes of one core for every arm, on the same"
-        " answers and features, at rates and with losses that trials on ViSpec's adapter chose;"
+        " answers and features, at rates and with losses that trials on ViSpec's adapter chose"
+        " (kinds that guess tokens have a loss of their own, small models begin with layers of the"
+        " target, and the embedded draft learnt for longer);"
         f" then {len(stated['questions'])} held-out questions"
         f" ({counts}) that all answer by turns, greedily, on {machine['threads']} threads of"
         f" {machine['processor']}; a tree of {tree['size']} nodes, depth {tree['depth']}, width"
-        f" {tree['width']} for all. torch {machine['torch']}, transformers"
-        f" {machine['transformers']}, {stated['date']}, `{stated['command']}` at"
+        f" {tree['width']} for all, so at most {tree['depth'] + 1} tokens a pass."
+        f" torch {machine['torch']}, transformers {machine['transformers']}, {stated['date']},"
+        f" `{stated['command']}` at"
         f" {stated['commit'][:10]}. In brackets, 95 % intervals over questions and seeds: seeds of"
         f" an arm differ by {deviation:.1%} (one standard deviation, from {freedom} degrees of"
         " freedom), and that is taken for all arms, most of which have one seed. Speedups are over"
@@ -434,10 +511,14 @@ def adapted(stated: Mapping[str, Any]) -> str:
     }
     before = stated["before"]["acceptance_length"]
     rows = [("0", f"{before:.2f}", *([""] * (len(judged) - 1)))]
-    for lines in zip(*judged.values(), strict=True):
-        minutes = np.mean([line["elapsed_s"] for line in lines]) / 60
-        lengths = [f"{line['heldout_acceptance_length']:.2f}" for line in lines]
-        rows.append((f"{minutes:.0f}", *lengths))
+    # A run that was interrupted was judged at other times than one that was not.
+    by_minute = [
+        {round(line["elapsed_s"] / 60): line["heldout_acceptance_length"] for line in lines}
+        for lines in judged.values()
+    ]
+    for minute in sorted({minute for one in by_minute for minute in one}):
+        lengths = [f"{one[minute]:.2f}" if minute in one else "" for one in by_minute]
+        rows.append((str(minute), *lengths))
     return table(("minutes of one core", *judged), rows)
 
 
@@ -500,7 +581,8 @@ def sections(folder: Path) -> dict[str, str]:
     """What belongs between the marks of the page, of what was measured."""
     found: dict[str, str] = {}
     if (result := drafts(folder)) is not None:
-        for part in (conditions, adapters, training, kinds, own_trees, forms, aims):
+        parts = (conditions, adapters, mappings, training, kinds, own_trees)
+        for part in (*parts, forms, chosen, rates, aims):
             found[f"drafts-{part.__name__.replace('_', '-')}"] = part(result)
         if (path := folder / "shared.json").exists():
             found["drafts-shared"] = shared(json.loads(path.read_text()), result)

@@ -32,12 +32,10 @@ from vispec.runs import claim
 from vispec.targets import Target
 from vispec.training import pipeline
 from vispec.training.distill import Question, digest, distill
-from vispec.training.draft import Batches, Stage, matrices
 from vispec.training.drafts import new_draft
 from vispec.training.features import Sample, Store, collect
 from vispec.training.recipe import DraftRecipe, Recipe
-from vispec.training.trainer import Settings, Trainer
-from vispec.training.unified import InTurn, SharedStages, share, split_turn, weigh_turn
+from vispec.training.unified import Learner, run_stage_together, share
 
 UNIFIED = {"kind": "unified", "width": 192, "parts": [QUERY]}
 
@@ -150,41 +148,12 @@ def train_shared(
         new_draft(target, DraftRecipe(adapter=UNIFIED), seed=0).float() for target in targets
     ]
     share(drafts)
-    stages = [
-        Stage(
-            draft.train(),
-            target,
-            SHOWN.losses,
-            self_fed=SHOWN.self_fed,
-            relative_noise=SHOWN.relative_noise,
-        )
-        for draft, target in zip(drafts, targets, strict=True)
+    learners = [
+        Learner(draft, target, own, heldout)
+        for draft, target, (own, heldout) in zip(drafts, targets, data, strict=True)
     ]
-    batches = InTurn([Batches(own[0], SHOWN.batch, 0) for own in data])
-    module = SharedStages(stages)
-    Trainer(
-        module,
-        batches,
-        lambda model, turn: model(turn),
-        Settings(
-            folder / "shared",
-            SHOWN.learning_rate,
-            budget_s=minutes * 60 * len(targets),
-            clip_norm=SHOWN.clip,
-            matrix_rate=SHOWN.muon,
-            evaluate_s=minutes * 15 * len(targets),
-            clock=time.process_time,
-        ),
-        evaluate=lambda _: {
-            f"heldout_{name}_of_{number}": value
-            for number, target in enumerate(targets)
-            for name, value in pipeline.judged(drafts[number], target, data[number][1]).items()
-        },
-        hidden=matrices(module),
-        split=split_turn,
-        load=batches.load,
-        weigh=weigh_turn,
-    ).run()
+    stage = replace(SHOWN, minutes=minutes, evaluate_minutes=minutes / 4)
+    run_stage_together(learners, stage, folder / "shared", 0, time.process_time)
     for number, draft in enumerate(drafts):
         keep(draft, folder / f"shared-{number}")
 

@@ -11,6 +11,7 @@ embedded target's size and at that of a model of 7 billion parameters. Nothing e
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import resource
 import statistics
@@ -67,6 +68,15 @@ def adapter_kinds(width: int, heads: int) -> dict[str, Any]:
     }
 
 
+def taking(elastic: Any, place: int) -> Any:
+    """The same adapter, with a gate that chooses one part whatever it sees."""
+    made = copy.deepcopy(elastic)
+    with torch.no_grad():
+        made.gate.weight.zero_()
+        made.gate.bias.zero_()[place] = 1
+    return made
+
+
 @torch.inference_mode()
 def adapters(rounds: int = 9) -> list[dict[str, Any]]:
     """Parameters and milliseconds of every adapter, by turns; the median of some rounds."""
@@ -74,6 +84,9 @@ def adapters(rounds: int = 9) -> list[dict[str, Any]]:
     for size, (width, heads, tokens) in SIZES.items():
         # What a draft of that size reads is in half precision; here all compute in float32.
         made = {name: build(s, width).eval() for name, s in adapter_kinds(width, heads).items()}
+        elastic = made.pop("elastic")
+        for place, part in enumerate(elastic.settings["parts"]):
+            made[f"elastic, where it takes {part['kind']}"] = taking(elastic, place)
         image, question = torch.randn(1, tokens, width), torch.randn(1, width)
         spent: dict[str, list[float]] = {name: [] for name in made}
         for turn in range(rounds + 1):

@@ -1,4 +1,4 @@
-"""Training by processes that share CPUs, as FSDP 2 and DeepSpeed do it over accelerators."""
+"""Training by processes that share CPUs: whole weights in each, or spread as over accelerators."""
 
 from __future__ import annotations
 
@@ -30,7 +30,11 @@ def by_deepspeed() -> None:
     PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_CPU)
 
 
-WAYS: dict[str, Callable[[], None]] = {"fsdp": by_fsdp, "deepspeed": by_deepspeed}
+WAYS: dict[str, Callable[[], None]] = {
+    "whole": lambda: None,
+    "fsdp": by_fsdp,
+    "deepspeed": by_deepspeed,
+}
 
 
 PARAMETERS = [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vispec.cli import compress, demo, distill, export, generate, info, train
+from vispec.cli import compress, demo, distill, export, generate, info, select, train
 from vispec.cli.parser import Parser
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +34,7 @@ def blocks(page: str, language: str) -> list[str]:
 def test_every_command_of_the_readme_is_understood() -> None:
     parser = Parser(prog="vispec")
     verbs = parser.add_subparsers(required=True)
-    for verb in (generate, demo, info, export, compress, distill, train):
+    for verb in (generate, demo, info, export, compress, distill, train, select):
         verb.add(verbs)
     lines = "\n".join(block for page in PAGES for block in blocks(page, "bash"))
     commands = re.findall(r"(?:^|\| )(vispec .*)$", lines, re.MULTILINE)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 import tiny
 from training.test_draft import sample
 from vispec.adapters import SelectorAdapter, build
 from vispec.drafts import EagleConfig, EagleDraft
+from vispec.errors import SettingsError
 from vispec.training.draft import acceptance
 from vispec.training.selection import select
 
@@ -35,6 +37,16 @@ def test_what_is_asked_tells_kinds_apart_too() -> None:
     keys = SelectorAdapter.key(visual, None, asked)
     made.fit(keys, torch.tensor([0, 1]), torch.eye(2))
     assert made(visual, None, asked).counts().tolist() == [1, 3]
+
+
+def test_a_kind_without_images_is_refused() -> None:
+    draft = EagleDraft(EagleConfig(tiny.HIDDEN, 48, 4, 2, tiny.VOCAB)).double().eval()
+    adapters = [build(part, tiny.HIDDEN).double() for part in PARTS]
+    blind = sample(12, 5, 0, 3)
+    assert (blind.image_index < 0).all()
+    kinds = {"pictures": [sample(30, 14, 2, 1)], "words": [blind]}
+    with pytest.raises(SettingsError, match="no image among the samples of 'words'"):
+        select(draft, adapters, tiny.target(), kinds)
 
 
 def test_adapters_are_measured_on_every_kind_and_put_together() -> None:

@@ -144,6 +144,44 @@ def test_what_was_made_of_the_first_seed_is_compared_with_it() -> None:
     assert found.ratio(report.acceptance, "query, int8", "query") == pytest.approx((0.5,) * 3)
 
 
+def test_seeds_of_a_task_differ_more_than_those_of_all() -> None:
+    """Intervals of a task are by its own spread."""
+    stated = result(
+        plain=measured([10] * 4, 1.0),
+        query_0=measured([4, 5, 4, 5], 1.0),
+        query_1=measured([5, 4, 5, 4], 1.0),
+    )
+    found = report.Result(stated)
+    assert found.spread(report.acceptance)[0] == pytest.approx(0)
+    alone = math.log(5 / 4) / 2**0.5
+    assert found.spread(report.acceptance, "vqa") == (pytest.approx(alone), 1)
+    assert found.ratio(report.acceptance, "query", "plain")[1:] == pytest.approx((20 / 9,) * 2)
+    low, high = found.ratio(report.acceptance, "query", "plain", "vqa")[1:]
+    assert math.log(high / low) == pytest.approx(2 * alone * 12.7 / 2**0.5, rel=0.3)
+
+
+def test_forms_stand_beside_the_seed_that_they_are_made_of() -> None:
+    stated = result(
+        plain=measured([10] * 4, 1.0),
+        query_0=measured([2] * 4, 1.0),
+        query_1=measured([5] * 4, 1.0),
+    )
+    stated["measured"]["query, int8"] = measured([4] * 4, 1.0)
+    stated["ways"]["query, int8"] = stated["ways"]["query, seed 0"]
+    first, second = report.forms(report.Result(stated)).splitlines()[2:]
+    assert "| 1 | 16 | 5.00 | 5.00 | 5.00 |" in first
+    assert "| 2.50 | **-50.0 % (-50.0 to -50.0)** |" in second
+
+
+def test_arms_at_other_rates_stand_in_a_row() -> None:
+    names = ("none_0", "none, half the rate_0", "none, twice the rate_0")
+    stated = result(**{name: measured([4] * 4, 1.0) for name in names})
+    for label, length in zip(stated["logs"], (2.5, 2.25, 2.75), strict=True):
+        stated["logs"][label]["multimodal"][-1]["heldout_acceptance_length"] = length
+    (row,) = report.rates(report.Result(stated)).splitlines()[2:]
+    assert row == "| none (EAGLE) | 2.25 | 2.50 | 2.75 |"
+
+
 def test_tables_have_a_row_for_every_way() -> None:
     table = report.adapters(report.Result(STATED)).splitlines()
     assert len(table) == 4
@@ -182,13 +220,22 @@ def test_a_shared_adapter_is_judged_by_how_seeds_of_others_differ() -> None:
 def test_every_section_of_the_page_is_written(tmp_path: Path) -> None:
     """From files as the benchmarks write them, of all that they measure."""
     names = ("text alone_0", "query_0", "query_1", "none_0", "eagle3_0", "fused_0", "hidden_0")
+    names += ("pooling_0", "linear_0", "mlp of 2_0", "none, half the rate_0")
     stated = result(
         plain=measured([10] * 4, 2.0), **{name: measured([4, 5, 4, 5], 1.0) for name in names}
     )
-    more = ("query, own tree", "lookup", "selector", "query, int8", "query, rank 48")
+    more = (
+        "query, own tree",
+        "none, own tree",
+        "lookup",
+        "selector",
+        "query, int8",
+        "query, rank 48",
+    )
     for name in (*more, "query and lookup", "query, chain", "the embedded draft"):
         stated["measured"][name] = measured([6] * 4, 1.0)
         stated["ways"][name] = stated["ways"]["query, seed 0"]
+    stated["choices"] = {"elastic": {"vqa": {"pooling": 3, "hidden": 1}, "caption": {"hidden": 0}}}
     groups = {"text alone": "kinds", "eagle3": "kinds", "fused": "training", "hidden": "adapters"}
     stated["arms"] |= {name: {"group": group} for name, group in groups.items()}
     machine = {"threads": 2, "processor": "x", "torch": "2", "transformers": "5"}
@@ -223,11 +270,16 @@ def test_every_section_of_the_page_is_written(tmp_path: Path) -> None:
     for name, value in files.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(value))
     found = report.sections(tmp_path)
-    parts = ("conditions", "adapters", "training", "kinds", "own-trees", "forms", "aims", "shared")
-    marks = {f"drafts-{part}" for part in (*parts, "adapted")}
+    parts = ("conditions", "adapters", "mappings", "training", "kinds", "own-trees", "forms")
+    parts += ("chosen", "rates", "aims", "shared", "adapted")
+    marks = {f"drafts-{part}" for part in parts}
     assert set(found) == marks | {"training-costs", "adapter-costs"}
     assert all("nan" not in text and len(text) > 40 for text in found.values())
-    assert "| selector |" in found["drafts-forms"]
+    assert "| selector |" in found["drafts-chosen"]
+    assert "elastic (SpecVLM) takes: question: pooling 75%, hidden 25%." in found["drafts-chosen"]
+    assert "| linear | " in found["drafts-mappings"]
+    assert "+0.0 %" in found["drafts-own-trees"].splitlines()[3]
     rows = [row.strip("| ") for row in found["drafts-adapted"].splitlines()[2:]]
     assert rows == ["0 | 2.25", "1 | 2.50 | 2.50", "2 | 2.50 | 2.50"]
     assert "ViSpec's draft has 1." in found["drafts-aims"]
+    assert "an EAGLE that was trained on text for as long has 1." in found["drafts-aims"]

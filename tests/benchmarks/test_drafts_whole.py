@@ -52,11 +52,16 @@ def options(place: dict[str, Path], result: str, **more: Any) -> list[str]:
 
 def test_arms_are_trained_in_parts_measured_and_put_into_tables(place: dict[str, Path]) -> None:
     arms = ["--arms", "query", "pooling", drafts_compared.ALONE, "text alone", "none"]
+    arms += ["none, half the rate", "elastic"]
     command = [*options(place, "drafts", minutes=0.02, leaders=1), *arms]
     drafts_compared.main(command)
     found = drafts_report.sections(place["results"])
-    for form in ("query, int8", "query, rank 48", "selector"):
+    for form in ("query, int8", "query, rank 48"):
         assert f"| {form} |" in found["drafts-forms"]
+    assert "| selector |" in found["drafts-chosen"]
+    assert "elastic (SpecVLM) takes: " in found["drafts-chosen"]
+    assert "| none (EAGLE) | " in found["drafts-rates"]
+    assert "half the rate" not in found["drafts-adapters"]
     assert "text alone, no image tokens (no vision)" in found["drafts-training"]
     drafts_report.draw(place["results"])
     assert drafts_report.drawn(place["results"])
@@ -82,4 +87,4 @@ def test_training_is_timed(place: dict[str, Path], monkeypatch: pytest.MonkeyPat
     training_costs.main(given)
     found = drafts_report.sections(place["results"])
     assert found["training-costs"].count("\n| ") >= 4
-    assert "| elastic |" in found["adapter-costs"]
+    assert found["adapter-costs"].count("| elastic, where it takes ") == 5

@@ -108,6 +108,36 @@ def test_numbers_that_mean_nothing_are_refused(
 
 
 @pytest.mark.slow
+def test_recipes_of_several_targets_become_drafts_around_one_core(
+    run: Run, pair: Pair, asked: Path, tmp_path: Path
+) -> None:
+    text = RECIPE.format(target=pair.target, asked=asked)
+    adapter = 'adapter = { kind = "query", heads = 4 }'
+    core = 'adapter = { kind = "unified", width = 16, parts = [{ kind = "query", heads = 4 }] }'
+    assert adapter in text
+    files = [tmp_path / "one.toml", tmp_path / "other.toml"]
+    for file in files:
+        file.write_text(text.replace(adapter, core))
+    assert run("train", *files, "--check").out.count("is a recipe for") == 2
+    ran = run("train", *files, "--out", tmp_path / "both")
+    assert ran.code == 0, ran.err
+    assert ran.out.count("tokens a pass, greedy chain, held out") == 2
+    for name in ("one", "other"):
+        draft = tmp_path / "both" / name / "draft"
+        assert run("info", draft, "--target", pair.target).code == 0
+    for more, word in (
+        (("--auto", "1"), "--auto is given, and several recipes"),
+        (("--init", pair.draft), "--init is given, and several recipes"),
+        ((files[0],), "two recipes are called 'one'"),
+        ((write(tmp_path, pair, asked),), "'mine' has no adapter to share"),
+    ):
+        refused = run("train", *files, *more, "--out", tmp_path / "no")
+        assert refused.code == 2
+        assert word in refused.err
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.slow
 def test_a_recipe_becomes_a_draft(run: Run, pair: Pair, asked: Path, tmp_path: Path) -> None:
     file = write(tmp_path, pair, asked)
     ran = run("train", file, "--out", tmp_path / "run")

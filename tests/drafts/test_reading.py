@@ -12,7 +12,7 @@ from torch import Tensor
 import talking
 import tiny
 import vispec
-from vispec.adapters import build
+from vispec.adapters import SelectorAdapter, build
 from vispec.decoding.engine import Request
 from vispec.decoding.sampling import Sampling
 from vispec.decoding.tree import TreeShape
@@ -42,6 +42,8 @@ ADAPTERS: dict[str, Any] = {
     "resampler": {"kind": "resampler", "heads": 2, "queries": 2, "inner": 8},
     "stacked": [POOLING, {"kind": "mlp", "inner": 8}],
     "elastic": {"kind": "elastic", "parts": [POOLING, {"kind": "hidden"}, QUERY]},
+    "selector": {"kind": "selector", "kinds": ["a", "b"], "parts": [POOLING, {"kind": "hidden"}]},
+    "unified": {"kind": "unified", "width": 8, "parts": [QUERY]},
 }
 NETWORKS = ("eagle", "eagle fused", "eagle3")
 
@@ -58,6 +60,9 @@ def draft(network: str, adapter: str) -> SequentialDraft:
         whole = Eagle3Draft(shape, adapter=made)
     for parameter in whole.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
+    if isinstance(made, SelectorAdapter):
+        made.means.normal_()
+        made.best.copy_(torch.tensor([1, 0]))
     return whole.double().eval().requires_grad_(False)
 
 

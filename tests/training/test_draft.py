@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import spread
 import talking
 import tiny
 from drafts.test_reading import NETWORKS
@@ -24,6 +27,7 @@ from vispec.training import draft as training
 from vispec.training import losses
 from vispec.training.distill import Answer, Question, distill
 from vispec.training.features import Online, Sample
+from vispec.training.trainer import Settings, Trainer
 
 D = tiny.HIDDEN
 
@@ -153,6 +157,15 @@ def test_blocks_of_logits_give_what_all_of_them_do(
     )
 
 
+@pytest.mark.parametrize("network", NETWORKS)
+def test_acceptance_is_the_same_in_blocks(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = samples(D if network == "eagle" else 3 * D)
+    draft = made(network, "query").eval()
+    whole = training.acceptance(draft, tiny.target(), batch)
+    monkeypatch.setattr(training, "LOGITS", 3 * tiny.VOCAB)
+    assert training.acceptance(draft, tiny.target(), batch) == whole
+
+
 def same_in_blocks(
     stage: Callable[[], Any], batch: Any, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +182,50 @@ def same_in_blocks(
     assert others == pytest.approx(numbers)
     for one, two in zip(gradients, others_gradients, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+APART = """
+import sys
+import torch
+from pathlib import Path
+from accelerate import PartialState
+sys.path[:0] = {path!r}
+import spread
+assert PartialState(cpu=True).num_processes == 2
+from training.test_draft import two_steps
+torch.save(two_steps(Path(sys.argv[2])), sys.argv[2] + "/weights.pt")
+spread.leave()
+"""
+
+
+def two_steps(folder: Path) -> dict[str, torch.Tensor]:
+    """What two steps make of a draft, on texts with and without images of several lengths."""
+    target = tiny.target()
+    draft = random_draft().double().requires_grad_(True).train()
+    stage = training.Stage(draft, target, losses.MULTIMODAL_STAGE, self_fed=2, decay=0.7)
+    batches = training.Batches(SAMPLES, 4, seed=0, positions=40)
+    chosen = Settings(folder, 1e-3, budget_steps=2, autocast=False, matrix_rate=0)
+    split, load = training.split, batches.load
+    Trainer(
+        stage, batches, lambda model, batch: model(batch), chosen, split=split, load=load,
+        weigh=training.Stage.weight,
+    ).run()  # fmt: skip
+    return {key: value.detach() for key, value in draft.state_dict().items()}
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_draft_as_one(tmp_path: Path) -> None:
+    before = {key: value.clone() for key, value in random_draft().state_dict().items()}
+    whole = two_steps(tmp_path / "one")
+    script = tmp_path / "script.py"
+    script.write_text(APART.format(path=sys.path))
+    spread.run("whole", script, tmp_path / "two")
+    found = torch.load(tmp_path / "two" / "weights.pt")
+    moved = max((whole[key] - value).abs().max() for key, value in before.items())
+    assert moved > 5e-4
+    for key, value in whole.items():
+        # Logits are float32, and AdamW divides by small numbers.
+        torch.testing.assert_close(found[key], value, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("network", "adapter"), KINDS)

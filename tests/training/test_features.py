@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -172,6 +173,23 @@ def test_shards_are_not_made_again_unless_they_are_damaged(
         for one, other in zip(made, collect(target, questions, answers, tmp_path), strict=True):
             same(one, other)
         assert looked == ["2", "3"]
+
+
+def test_a_picture_that_is_damaged_since_is_left_out_and_named(
+    target: Target,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "picture.png").write_bytes(b"no picture any more")
+    questions, answers = asked(4)
+    questions[2] = replace(questions[2], images=[str(tmp_path / "picture.png")])
+    found = collect(target, questions, answers, tmp_path / "kept")
+    assert [sample.key for sample in found] == ["0", "1", "3"]
+    assert "left out 2" in capsys.readouterr().err
+    # A shard that lacks it is whole.
+    monkeypatch.setattr(features, "look", lambda *_: pytest.fail("looked again"))
+    assert len(collect(target, questions, answers, tmp_path / "kept")) == 3
 
 
 def test_a_disk_without_room_is_told_early(

@@ -11,6 +11,7 @@ from drafts.test_hybrid import medusa
 from training.test_draft import accepted, same_in_blocks, samples
 from vispec.decoding.engine import Engine
 from vispec.decoding.tree import TreeShape
+from vispec.training import draft as training
 from vispec.training import losses
 from vispec.training.distill import Answer, Question
 from vispec.training.features import Online
@@ -50,6 +51,13 @@ def test_blocks_of_logits_give_what_all_of_them_do(
         3 * rows * tiny.VOCAB,
         monkeypatch,
     )
+
+
+def test_acceptance_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, draft = tiny.target(), medusa()
+    whole = medusa_acceptance(draft, target, samples())
+    monkeypatch.setattr(training, "LOGITS", 3 * tiny.VOCAB)
+    assert medusa_acceptance(draft, target, samples()) == whole
 
 
 def test_acceptance_without_decoding_is_that_of_decoding() -> None:

@@ -465,5 +465,7 @@ def test_the_candidate_that_decodes_fastest_is_chosen(
     mixed = [whole.stages[0], replace(whole.stages[1], steps=0, minutes=1.0)]
     with pytest.raises(SettingsError, match="no share of a time"):
         auto.choose(replace(whole, stages=mixed), tmp_path / "mixed", 0.03)
+    with pytest.raises(SettingsError, match=r"0\.0 minutes train no candidate"):
+        auto.choose(whole, tmp_path / "none", 0.0)
     with pytest.raises(SettingsError, match="1 candidates"):
         auto.choose(replace(whole, candidates=whole.candidates[:1]), tmp_path, 1)

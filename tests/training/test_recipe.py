@@ -87,6 +87,23 @@ def test_a_recipe_is_what_it_states() -> None:
         ({"stages__0__name": "a/b"}, [r"stages\.0\.name"]),
         ({"stages__0__train": "adapter", "draft__adapter": None}, ["there is no adapter"]),
         ({"stages__0__losses": {"features": 1.0}, "draft__kind": "eagle3"}, ["guesses tokens"]),
+        # What a stage asks is asked of candidates, too.
+        (
+            {"stages__0__train": "adapter", "candidates": [{"kind": "eagle"}]},
+            ["there is no adapter"],
+        ),
+        (
+            {"stages__0__losses": {"features": 1.0}, "candidates": [{"kind": "eagle3"}]},
+            ["eagle3 guesses tokens"],
+        ),
+        (
+            {
+                "stages__0__losses": {"kl": 1.0},
+                "stages__0__self_fed": 1,
+                "candidates": [{"kind": "medusa"}],
+            },
+            ["self_fed", "run once"],
+        ),
         ({"max_batch": 0}, ["max_batch"]),
         ({"data__heldout__path": "a"}, ["share rows of 'a'"]),
         ({"draft__adapter": {"kind": "pooling", "keep": "16"}}, ["keep", "'16'"]),
@@ -251,6 +268,6 @@ def test_what_no_recipe_can_hold_is_said(tmp_path: Path) -> None:
 def test_the_documentation_shows_recipes() -> None:
     page = Path(__file__).parents[2] / "docs" / "training.md"
     shown = re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-    assert shown
-    for text in shown:
-        recipe(tomllib.loads(text), str(page))
+    whole = tomllib.loads(shown[0])
+    for text in shown:  # the others are parts of one
+        recipe(whole | tomllib.loads(text), str(page))

@@ -203,10 +203,12 @@ import torch
 from pathlib import Path
 from accelerate import PartialState
 sys.path[:0] = {path!r}
+import spread
 from training.test_trainer import trained
 assert PartialState(cpu=True).num_processes == 2
-model = trained(Path(sys.argv[1]), 7)
-torch.save(model.state_dict(), sys.argv[1] + "/" + sys.argv[2])
+model = trained(Path(sys.argv[2]), 7)
+torch.save(model.state_dict(), sys.argv[2] + "/weights.pt")
+spread.leave()
 """
 
 
@@ -215,15 +217,40 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     whole = trained(tmp_path / "whole")
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(path=sys.path))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", "2", str(script), str(tmp_path / "two"), "weights.pt"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stderr
+    spread.run("whole", script, tmp_path / "two")
     found = torch.load(tmp_path / "two" / "weights.pt")
     torch.testing.assert_close(found["weight"], whole.weight.detach(), rtol=0, atol=1e-12)
     lines = (tmp_path / "two" / "log.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines]
     assert steps == sorted(set(steps)), "both processes wrote the log"
+
+
+ROUNDING = """
+import sys
+from pathlib import Path
+from accelerate import PartialState
+sys.path[:0] = {path!r}
+import spread
+rank = PartialState(cpu=True).process_index
+from training.test_trainer import Trainer, fresh, mean_loss, settings, split, uneven, weigh
+told = iter([1.0, 2.0, 2.0 + rank, 2.0 + rank, 2.0 + 2 * rank, 2.0 + 2 * rank, *[9.0] * 99])
+chosen = settings(
+    Path(sys.argv[2]), budget_steps=40, evaluate_steps=1, watch="score", patience=2
+)
+def judge(_):
+    return {{"score": next(told)}}
+progress = Trainer(fresh(), uneven, mean_loss, chosen, judge, split=split, weigh=weigh).run()
+assert (progress.step, progress.best) == (4, 2.0), progress
+spread.leave()
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_measure_differently_end_together(tmp_path: Path) -> None:
+    """Devices round differently; what the first one measured decides for all."""
+    script = tmp_path / "script.py"
+    script.write_text(ROUNDING.format(path=sys.path))
+    spread.run("whole", script, tmp_path / "run")
 
 
 SPREAD = """

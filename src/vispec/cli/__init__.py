@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from vispec.cli import compress, demo, distill, export, generate, info, train
+from vispec.cli import compress, demo, distill, export, generate, info, select, train
 from vispec.cli.parser import Parser, version
 from vispec.errors import VispecError
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="vispec", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument("--version", action="version", version=f"vispec {version()}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for verb in (generate, demo, info, export, compress, distill, train):
+    for verb in (generate, demo, info, export, compress, distill, train, select):
         verb.add(verbs)
     for stream in (sys.stdout, sys.stderr):
         _replace_what_cannot_be_written(stream)

@@ -25,6 +25,7 @@ recipes that come along (vispec train --list):
   vispec train llava-1.5-7b --out runs/llava           by name; or a .toml file of yours
   vispec train mine.toml --out runs/mine --check       is the recipe right? nothing is loaded
   vispec train mine.toml --out runs/tuned --init runs/mine/draft     go on from a draft
+  vispec train one.toml two.toml --out runs/both       two targets, adapters around one core
 """
 
 
@@ -34,7 +35,10 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
         "train", help="train a draft", description=DESCRIPTION, epilog=EXAMPLES
     )
     parser.add_argument(
-        "recipe", nargs="?", help="a .toml file, or the name of one that comes along"
+        "recipe",
+        nargs="*",
+        help="a .toml file, or the name of one that comes along; several have adapters of the kind "
+        "'unified', around a core that they share",
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="of the run")
     parser.add_argument(
@@ -49,7 +53,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--device", default="auto", help="where the target is put (auto)")
     parser.add_argument(
         "--auto",
-        type=float,
+        type=shared.amount,
         metavar="MINUTES",
         help="first train the recipe's candidates for so long together, and take the fastest",
     )
@@ -72,35 +76,64 @@ def run(options: argparse.Namespace) -> int:
             first = path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
             screen.put(Text(f"{path.stem}: {first}"))
         return 0
-    if options.recipe is None:
+    recipes = {}
+    for given in options.recipe:
+        wanted = recipe_file(given) or Path(given)
+        recipe = read_recipe(wanted)
+        if wanted.stem in recipes:
+            raise SettingsError(f"two recipes are called '{wanted.stem}'", "Rename one of them.")
+        recipes[wanted.stem] = recipe
+        if options.target:
+            recipe = recipes[wanted.stem] = replace(recipe, target=options.target)
+        if options.check:
+            screen.put(Text(f"{wanted} is a recipe for {recipe.target}"))
+    if not recipes:
         raise SettingsError("no recipe is given", "Name a .toml file, or see --list.")
-    wanted = recipe_file(options.recipe) or Path(options.recipe)
-    recipe = read_recipe(wanted)
-    if options.target:
-        recipe = replace(recipe, target=options.target)
+    together = len(recipes) > 1
+    refuse_what_does_not_go_together(options, together)
+    if together:
+        from vispec.training.unified import refuse_what_shares_nothing
+
+        refuse_what_shares_nothing(recipes)
     if options.check:
-        screen.put(Text(f"{wanted} is a recipe for {recipe.target}"))
         return 0
     if options.out is None:
         raise SettingsError("nowhere to put the run", "Give --out FOLDER.")
-    if options.auto and options.init:
-        raise SettingsError("a draft to begin with is no candidate", "Give --auto or --init.")
-    from vispec.training.pipeline import train
-
-    command = shlex.join(["vispec", *sys.argv[1:]])
     given = {
-        "command": command,
+        "command": shlex.join(["vispec", *sys.argv[1:]]),
         "device": options.device,
         "cache": options.cache or options.out,
     }
     with shared.kept(options.out):
-        if options.auto:
-            from vispec.training.auto import choose
+        if together:
+            from vispec.training.unified import train_together
 
-            best = choose(recipe, options.out, options.auto, **given)
-            screen.put(Text(f"fastest of {len(recipe.candidates)}: {best}"))
-            recipe = replace(recipe, draft=best)
-        found = train(recipe, options.out, init=options.init, **given)
-    length = found["acceptance_length"]
-    screen.put(Text(f"{options.out / 'draft'}: {length:.2f} tokens a pass, greedy chain, held out"))
+            found = train_together(recipes, options.out, **given)
+            lengths = {options.out / name / "draft": one for name, one in found.items()}
+        else:
+            from vispec.training.pipeline import train
+
+            (recipe,) = recipes.values()
+            if options.auto is not None:
+                from vispec.training.auto import choose
+
+                best = choose(recipe, options.out, options.auto, **given)
+                screen.put(Text(f"fastest of {len(recipe.candidates)}: {best}"))
+                recipe = replace(recipe, draft=best)
+            found_one = train(recipe, options.out, init=options.init, **given)
+            lengths = {options.out / "draft": found_one}
+    for place, numbers in lengths.items():
+        length = numbers["acceptance_length"]
+        screen.put(Text(f"{place}: {length:.2f} tokens a pass, greedy chain, held out"))
     return 0
+
+
+def refuse_what_does_not_go_together(options: argparse.Namespace, together: bool) -> None:
+    """Raise `SettingsError` for options that mean nothing beside each other."""
+    if options.auto is not None and options.init:
+        raise SettingsError("a draft to begin with is no candidate", "Give --auto or --init.")
+    for name in ("auto", "init", "target") if together else ():
+        if getattr(options, name) is not None:
+            raise SettingsError(
+                f"--{name} is given, and several recipes", "It is for a single recipe."
+            )

@@ -15,13 +15,11 @@ from vispec.errors import SettingsError
 from vispec.loading_drafts import load_draft
 from vispec.loading_targets import load_target
 from vispec.runs import claim
-from vispec.training.pipeline import HELDOUT, process_and_device, train
+from vispec.training.distill import read_answers
+from vispec.training.pipeline import answered, process_and_device, timed_requests, train
 from vispec.training.questions import questions
 from vispec.training.recipe import DraftRecipe, Recipe
 from vispec.writing import write_json
-
-ASKED = 16
-"""Held-out questions that candidates are timed on."""
 
 
 def choose(
@@ -41,8 +39,10 @@ def choose(
         minutes: of training, all candidates together; answers and features are not counted.
 
     Raises:
-        SettingsError: if the recipe names fewer than two candidates.
+        SettingsError: if the recipe names fewer than two candidates, or there is no time.
     """
+    if minutes <= 0:
+        raise SettingsError(f"{minutes} minutes train no candidate", "Give more.")
     if len(recipe.candidates) < 2:
         raise SettingsError(
             f"the recipe has {len(recipe.candidates)} candidates",
@@ -71,14 +71,17 @@ def choose(
         folders.append(own / "draft")
     # One process decides for all, and once.
     if state.is_main_process and not path.exists():
-        asked = questions(recipe.data[HELDOUT], HELDOUT)[:ASKED]
+        # Not of what drafts are judged by: a choice by that would flatter the chosen one.
+        names = recipe.stages[-1].data
+        asked = {name: questions(recipe.data[name], name) for name in names}
+        answers = {name: read_answers((cache or folder) / "answers" / name) for name in names}
         target = load_target(recipe.target, device=place)
         engines = []
         for trained in folders:
             loaded, tree = load_draft(trained, target)
             engines.append(Engine(target, loaded, tree=tree))
-        requests = [q.request(recipe.max_new_tokens, seed) for seed, q in enumerate(asked)]
-        found = speeds(engines, requests, rounds=1)
+        requests = timed_requests(answered(asked, answers, names), recipe.max_new_tokens)
+        found = speeds(engines, requests)
         rows = [
             {"draft": asdict(draft), "tokens_per_s": value}
             for draft, value in zip(recipe.candidates, found, strict=True)

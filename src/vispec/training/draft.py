@@ -201,7 +201,7 @@ def in_blocks(
         rows: `[m, …]`.
         width: logits of a row.
     """
-    blocks = rows.split(max(1, LOGITS // width))
+    blocks = rows.split(block_rows(width))
     losses, counts = [], []
     for block in blocks:
         part = partial(work, block)
@@ -209,6 +209,11 @@ def in_blocks(
         losses.append(loss * (len(block) / len(rows)))
         counts.append(count)
     return torch.stack(losses).sum(), torch.stack(counts).sum(0)
+
+
+def block_rows(width: int) -> int:
+    """How many rows are worked on at once, of so many logits each."""
+    return max(1, LOGITS // width)
 
 
 def accuracies(right: Tensor) -> dict[str, float]:
@@ -356,7 +361,9 @@ def acceptance(
     head = frozen(target.head)
     right = torch.zeros(*asked.real.shape, depth, dtype=torch.bool)
     for turn, guesses in enumerate(passes.guesses):
-        token = draft.logits(guesses, head).argmax(-1)
+        blocks = guesses.flatten(0, 1).split(block_rows(head.out_features))
+        token = torch.cat([draft.logits(block, head).argmax(-1) for block in blocks])
+        token = token.view_as(asked.tokens)
         token = token if draft.token_map is None else draft.token_map[token]
         hit = ((token == asked.tokens) & asked.real).cpu()
         # The chain that began `turn` rows before.

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vispec.decoding.tree import Tree
 from vispec.drafts.compression import rounded
-from vispec.errors import VispecError
+from vispec.errors import ImageError, VispecError
 from vispec.targets.base import Target
 from vispec.training.distill import Answer, Question
 from vispec.training.progress import Progress
@@ -192,7 +192,8 @@ def collect(
 ) -> Store:
     """Keep the features of every answered question.
 
-    Shards already in `folder` are left as they are, and damaged ones made again.
+    Shards already in `folder` are left as they are, and damaged ones made again. A question whose
+    picture cannot be read any more is left out, and named.
 
     Args:
         layers: whose hidden states are kept; see `Target.prefill`.
@@ -215,11 +216,16 @@ def collect(
     with Progress("features", sum(map(len, waiting.values())), "positions") as progress:
         for done, (path, group) in enumerate(waiting.items()):
             # Off the device one by one: together they may be larger than what it has left.
-            made = [_at_hand(look(target, q, answers[q.key], layers)) for q in group]
-            _write(made, path, target, precision)
+            made = []
+            for question in group:
+                try:
+                    made.append(_at_hand(look(target, question, answers[question.key], layers)))
+                except ImageError as error:  # it could still be read when it was asked about
+                    print(f"left out {question.key}: {error}", file=sys.stderr, flush=True)
+            _write(made, [question.key for question in group], path, target, precision)
             if not done:
                 _refuse_without_room(path, (len(waiting) - 1) * workers)
-            progress.add(len(made), sum(len(sample.features) for sample in made))
+            progress.add(len(group), sum(len(sample.features) for sample in made))
     return Store(folder, target)
 
 
@@ -235,7 +241,13 @@ def _refuse_without_room(shard: Path, further: int) -> None:
 
 
 @torch.inference_mode()
-def _write(made: Sequence[Sample], path: Path, target: Target, precision: Precision) -> None:
+def _write(
+    made: Sequence[Sample],
+    asked: Sequence[str],
+    path: Path,
+    target: Target,
+    precision: Precision,
+) -> None:
     tensors: dict[str, Tensor] = {}
     for i, sample in enumerate(made):
         # What is no token's own embedding is kept: images.
@@ -258,6 +270,7 @@ def _write(made: Sequence[Sample], path: Path, target: Target, precision: Precis
         "samples": str(len(made)),
         "positions": str(sum(len(sample.features) for sample in made)),
         "keys": json.dumps([sample.key for sample in made]),
+        "asked": json.dumps(asked),
     }
     with saving(path):
         save_file(
@@ -278,10 +291,11 @@ def _at_hand(sample: Sample) -> Sample:
 
 
 def _whole(path: Path, group: Sequence[Question]) -> bool:
-    """Whether a shard is there, can be read, and holds just these."""
+    """Whether a shard is there, can be read, and was made of just these."""
     try:
         with safe_open(path, "pt") as file:
-            keys = json.loads((file.metadata() or {}).get("keys", "[]"))
+            facts = file.metadata() or {}
+            keys = json.loads(facts.get("asked", facts.get("keys", "[]")))
     except (SafetensorError, OSError, ValueError):
         return False
     return bool(keys == [question.key for question in group])

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from vispec.drafts.medusa import MedusaDraft
 from vispec.targets import Target
 from vispec.training.chains import walked
-from vispec.training.draft import Beside, Stage, accuracies, frozen, in_blocks
+from vispec.training.draft import Beside, Stage, accuracies, block_rows, frozen, in_blocks
 from vispec.training.features import Sample
 from vispec.training.losses import Guess, Truth, accuracy, weighted
 
@@ -99,7 +99,8 @@ def medusa_acceptance(
     right = torch.zeros(*tokens.shape, depth, dtype=torch.bool)
     head = frozen(target.head)
     for row, hidden in enumerate(begun):
-        guess = draft(hidden, head).argmax(-1).cpu()
+        blocks = hidden.split(block_rows(draft.config.heads * head.out_features))
+        guess = torch.cat([draft(block, head).argmax(-1) for block in blocks]).cpu()
         for k in range(min(depth, len(hidden))):
             said = tokens[row, k : len(hidden)]
             right[row, : len(said), k] = guess[: len(said), k] == said

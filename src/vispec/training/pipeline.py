@@ -18,7 +18,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from torch.utils.data import ConcatDataset
 from vispec.adapters import build, settings_of
 from vispec.checkpoints.files import fingerprint, locate
 from vispec.checkpoints.registry import read
-from vispec.decoding.engine import Engine
+from vispec.decoding.engine import Engine, Request
 from vispec.decoding.planner import CHAINS, TREES, fastest_tree
 from vispec.decoding.tree import TreeShape
 from vispec.drafts import Eagle3Draft, EagleDraft
@@ -57,8 +57,10 @@ from vispec.training.trainer import Settings, Trainer
 from vispec.writing import replace_folder, write_json
 
 HELDOUT = "heldout"
+WATCHED = f"{HELDOUT}_acceptance_length"
+"""What a stage with patience waits for."""
 ASKED, LONGEST = 12, 64
-"""Questions that trees are timed on, and tokens of their answers."""
+"""Questions that trees and drafts are timed on, and tokens of their answers."""
 SHAPES = (*CHAINS[2::2], *TREES)
 """Where every step costs a start of its own, and few guesses are wrong, a chain may be faster."""
 NETWORKS = {"eagle": EagleDraft, "eagle3": Eagle3Draft, "medusa": MedusaDraft}
@@ -88,6 +90,45 @@ def train(
     Raises:
         VispecError: for anything wrong with the recipe, its data or its target.
     """
+    run = prepare(recipe, folder, init=init, command=command, device=device, cache=cache)
+    for number, stage in enumerate(recipe.stages):
+        claim_stage(folder, recipe.stages, number)
+        own = [run.data[name] for name in stage.data]
+        heldout = run.data[HELDOUT]
+        run_stage(run.draft, run.target, stage, own, heldout, folder, recipe, origin=run.origin)
+    return conclude(run)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A draft, and what it learns from.
+
+    Attributes:
+        draft: on the target's device in float32.
+        asked, answers, data: questions, what the target said, and what it saw, by source.
+        origin: where all of it comes from.
+    """
+
+    recipe: Recipe
+    folder: Path
+    target: Target
+    draft: Any
+    asked: Mapping[str, Sequence[Question]]
+    answers: Mapping[str, Answers]
+    data: Mapping[str, Sequence[Sample]]
+    origin: Mapping[str, Any]
+
+
+def prepare(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    init: str | None = None,
+    command: str = "",
+    device: str = "auto",
+    cache: Path | None = None,
+) -> Run:
+    """All that comes before the stages; see `train`."""
     asked = {name: questions(source, name) for name, source in recipe.data.items()}
     refuse_shared(asked, HELDOUT)
     state, place = process_and_device(device)
@@ -107,32 +148,40 @@ def train(
         name: look_up(target, recipe, cache, name, asked[name], answers[name], layers)
         for name in asked
     }
-    heldout = data[HELDOUT]
     origin = {
         **provenance(command, cache / "answers"),
         "processes": state.num_processes,
         "recipe": asdict(recipe),
     }
-    for number, stage in enumerate(recipe.stages):
-        before = {"before": [asdict(one) for one in recipe.stages[:number]]}
-        with state.main_process_first():
-            claim(folder / "stages" / stage.name, before, "before.json")
-        own = [data[name] for name in stage.data]
-        run_stage(draft, target, stage, own, heldout, folder, recipe, origin=origin)
+    return Run(recipe, folder, target, draft, asked, answers, data, origin)
+
+
+def claim_stage(folder: Path, stages: Sequence[StageRecipe], number: int) -> None:
+    """Keep a stage's folder to what came before it."""
+    before = {"before": [asdict(one) for one in stages[:number]]}
+    with PartialState().main_process_first():
+        claim(folder / "stages" / stages[number].name, before, "before.json")
+
+
+def conclude(run: Run, stages: Path | None = None) -> dict[str, float]:
+    """All that comes behind the stages; see `train`.
+
+    Args:
+        stages: where their logs are; the run's own folder of them by default.
+    """
+    state, recipe, folder, draft = PartialState(), run.recipe, run.folder, run.draft
     # What is measured is what is kept: the weights as half precision rounds them.
     draft.to(torch.bfloat16).to(torch.float32).eval().requires_grad_(False)
-    found = judged(draft, target, heldout)
+    found = judged(draft, run.target, run.data[HELDOUT], recipe.stages[-1].positions)
     if state.is_main_process:
-        draw(folder / "stages", [stage.name for stage in recipe.stages], folder / "curves.png")
+        logs = stages or folder / "stages"
+        draw(logs, [stage.name for stage in recipe.stages], folder / "curves.png")
         # Whatever happens while trees are timed, there is a draft.
-        finish(draft, recipe, folder, found, origin, answers)
-        learnt = [
-            [question for question in asked[name] if question.key in answers[name]]
-            for name in recipe.stages[-1].data
-        ]
+        finish(run, found)
+        learnt = answered(run.asked, run.answers, recipe.stages[-1].data)
         path = folder / "stages" / recipe.stages[-1].name / "tree.json"
-        tree = chosen_tree(draft, target, learnt, recipe.max_new_tokens, path)
-        finish(draft, recipe, folder, found, origin, answers, tree)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        finish(run, found, chosen_tree(draft, run.target, learnt, recipe.max_new_tokens, path))
     state.wait_for_everyone()
     return found
 
@@ -363,6 +412,27 @@ def run_stage(
     place = folder / "stages" / stage.name
     with PartialState().main_process_first():
         claim(place, {"stage": asdict(stage), "seed": recipe.seed}, "stage.json")
+    module = staged(draft, target, stage)
+    parts: Any = data
+    whole: Any = ConcatDataset(parts)
+    batches = Batches(whole, stage.batch, recipe.seed, stage.positions)
+    Trainer(
+        module,
+        batches,
+        lambda model, samples: model(samples),
+        settings_of_stage(stage, place, clock),
+        evaluate=lambda model: heldout_numbers(model.draft, target, heldout, stage),
+        split=split,
+        load=batches.load,
+        hidden=matrices(module),
+        weigh=Stage.weight,
+        names=names_of,
+        origin=origin,
+    ).run()
+
+
+def staged(draft: Any, target: Target, stage: StageRecipe) -> nn.Module:
+    """A draft with what a stage asks of it; what is not to learn is frozen."""
     draft.train().requires_grad_(True)
     adapter = getattr(draft, "adapter", None)
     if stage.train != "all":
@@ -378,68 +448,79 @@ def run_stage(
             raise SettingsError(
                 f"stage '{stage.name}' trains the {stage.train}, which has nothing that learns"
             )
-    module: nn.Module
     if isinstance(draft, MedusaDraft):
-        module = MedusaStage(draft, target, stage.losses, decay=stage.decay)
-    else:
-        module = Stage(
-            draft,
-            target,
-            stage.losses,
-            self_fed=stage.self_fed,
-            noise=stage.noise,
-            relative_noise=stage.relative_noise,
-            decay=stage.decay,
-        )
-    parts: Any = data
-    whole: Any = ConcatDataset(parts)
-    batches = Batches(whole, stage.batch, recipe.seed, stage.positions)
-    Trainer(
-        module,
-        batches,
-        lambda model, samples: model(samples),
-        Settings(
-            place,
-            stage.learning_rate,
-            budget_s=stage.minutes * 60 or None,
-            budget_steps=stage.steps or None,
-            warmup_share=stage.warmup,
-            weight_decay=stage.weight_decay,
-            matrix_rate=stage.muon,
-            clip_norm=stage.clip,
-            clip_value=stage.clip_value,
-            autocast=stage.bf16,
-            accumulate=stage.accumulate,
-            ema=stage.ema,
-            evaluate_s=stage.evaluate_minutes * 60,
-            evaluate_steps=stage.evaluate_steps,
-            watch=f"{HELDOUT}_acceptance_length",
-            patience=stage.patience,
-            clock=clock,
-        ),
-        evaluate=lambda model: {
-            f"{HELDOUT}_{name}": value
-            for name, value in judged(model.draft, target, heldout).items()
-        },
-        split=split,
-        load=batches.load,
-        hidden=matrices(module),
-        weigh=Stage.weight,
-        names=lambda samples: ", ".join(sample.key for sample in samples),
-        origin=origin,
-    ).run()
+        return MedusaStage(draft, target, stage.losses, decay=stage.decay)
+    return Stage(
+        draft,
+        target,
+        stage.losses,
+        self_fed=stage.self_fed,
+        noise=stage.noise,
+        relative_noise=stage.relative_noise,
+        decay=stage.decay,
+    )
 
 
-def judged(draft: Any, target: Target, samples: Sequence[Sample]) -> dict[str, float]:
-    """What greedy chains accept of samples."""
+def settings_of_stage(
+    stage: StageRecipe, place: Path, clock: Callable[[], float], times: int = 1
+) -> Settings:
+    """A stage in the trainer's words.
+
+    Args:
+        place: folder of the stage.
+        times: by which steps and minutes are more.
+    """
+    return Settings(
+        place,
+        stage.learning_rate,
+        budget_s=times * stage.minutes * 60 or None,
+        budget_steps=times * stage.steps or None,
+        warmup_share=stage.warmup,
+        weight_decay=stage.weight_decay,
+        matrix_rate=stage.muon,
+        clip_norm=stage.clip,
+        clip_value=stage.clip_value,
+        autocast=stage.bf16,
+        accumulate=stage.accumulate,
+        ema=stage.ema,
+        evaluate_s=times * stage.evaluate_minutes * 60,
+        evaluate_steps=times * stage.evaluate_steps,
+        watch=WATCHED,
+        patience=stage.patience,
+        clock=clock,
+    )
+
+
+def heldout_numbers(
+    draft: Any, target: Target, heldout: Sequence[Sample], stage: StageRecipe
+) -> dict[str, float]:
+    """What `judged` finds, as logs call it."""
+    found = judged(draft, target, heldout, stage.positions)
+    return {f"{HELDOUT}_{name}": value for name, value in found.items()}
+
+
+def names_of(samples: Sequence[Sample]) -> str:
+    """What a batch is called, for messages."""
+    return ", ".join(sample.key for sample in samples)
+
+
+def judged(
+    draft: Any, target: Target, samples: Sequence[Sample], positions: int
+) -> dict[str, float]:
+    """What greedy chains accept of samples.
+
+    Args:
+        positions: of what is run at once, as of a stage.
+    """
     measure: Any = medusa_acceptance if isinstance(draft, MedusaDraft) else acceptance
     was = draft.training
     draft.eval()
     parts, counts = [], []
-    for start in range(0, len(samples), 8):
-        group = list(samples[start : start + 8])
-        parts.append(measure(draft, target, group))
-        counts.append(sum(len(sample.tokens) for sample in group))
+    batches = Batches(samples, 8, 0, positions)
+    for start in range(0, len(samples), batches.size):
+        for group in batches.load(range(start, min(start + batches.size, len(samples)))):
+            parts.append(measure(draft, target, group))
+            counts.append(Stage.weight(group))
     draft.train(was)
     found = joined(parts, counts)
     return {k: v for k, v in found.items() if k not in ("cycles", "said")}
@@ -459,10 +540,7 @@ def chosen_tree(
     """
     if path.exists():
         return TreeShape(**json.loads(path.read_text()))
-    each = -(-ASKED // len(learnt))
-    some = [q for group in learnt for q in group[:: -(-len(group) // each)]]
-    longest = min(max_new_tokens, LONGEST)
-    requests = [replace(question, temperature=0.0).request(longest, 0) for question in some]
+    requests = timed_requests(learnt, max_new_tokens)
     print(f"choosing the fastest of {len(SHAPES)} trees on {len(requests)} questions", flush=True)
     own = copy.deepcopy(draft).to(target.dtype)
     best = fastest_tree(lambda shape: Engine(target, own, tree=shape), SHAPES, requests)
@@ -470,16 +548,24 @@ def chosen_tree(
     return best
 
 
-def finish(
-    draft: Any,
-    recipe: Recipe,
-    folder: Path,
-    found: Mapping[str, float],
-    origin: Mapping[str, Any],
-    answers: Mapping[str, Answers],
-    tree: TreeShape | None = None,
-) -> None:
+def timed_requests(learnt: Sequence[Sequence[Question]], max_new_tokens: int) -> list[Request]:
+    """Some of the questions that were learnt from, greedily: what trees and drafts are timed on."""
+    each = -(-ASKED // len(learnt))
+    some = [q for group in learnt for q in group[:: -(-len(group) // each)]]
+    longest = min(max_new_tokens, LONGEST)
+    return [replace(question, temperature=0.0).request(longest, 0) for question in some]
+
+
+def answered(
+    asked: Mapping[str, Sequence[Question]], answers: Mapping[str, Answers], names: Sequence[str]
+) -> list[list[Question]]:
+    """The questions of some sources that the target could answer."""
+    return [[q for q in asked[name] if q.key in answers[name]] for name in names]
+
+
+def finish(run: Run, found: Mapping[str, float], tree: TreeShape | None = None) -> None:
     """Write the draft, its card, and where it comes from."""
+    recipe, answers = run.recipe, run.answers
     counts = {name: len(one) for name, one in answers.items()}
     skipped = {name: len(one.errors) for name, one in answers.items() if one.errors}
     said = ", ".join(f"{name} ({count} answers)" for name, count in counts.items())
@@ -500,13 +586,13 @@ def finish(
         acceptance={"held out, greedy chain": found["acceptance_length"]},
         tree=None if tree is None else asdict(tree),
     )
-    fresh, kept = folder / "draft.tmp", folder / "draft"
+    fresh, kept = run.folder / "draft.tmp", run.folder / "draft"
     shutil.rmtree(fresh, ignore_errors=True)
-    save_pretrained(copy.deepcopy(draft).to(torch.bfloat16), fresh, card, name=str(kept))
+    save_pretrained(copy.deepcopy(run.draft).to(torch.bfloat16), fresh, card, name=str(kept))
     facts = {
         "answers": counts,
         "skipped": skipped,
         "heldout": dict(found),
     }
-    write_json(fresh / "provenance.json", {**origin, **facts})
+    write_json(fresh / "provenance.json", {**run.origin, **facts})
     replace_folder(fresh, kept)

@@ -130,6 +130,20 @@ class StageRecipe:
     evaluate_steps: Count = 0
     bf16: bool = True
 
+    def fits(self, draft: DraftRecipe) -> None:
+        """Raise `SettingsError` if such a draft cannot be trained so."""
+        where = f"stage '{self.name}'"
+        if self.train != "all" and draft.adapter is None:
+            raise SettingsError(f"{where} trains the {self.train}: there is no adapter")
+        if "features" in self.losses and draft.kind != "eagle":
+            raise SettingsError(
+                f"{where} has a loss of features, and {draft.kind} guesses tokens",
+                "Leave features out of its losses.",
+            )
+        passes = [k for k in ("self_fed", "noise", "relative_noise") if getattr(self, k)]
+        if passes and draft.kind == "medusa":
+            raise SettingsError(f"{where} has {passes[0]}, and medusa's heads run once")
+
 
 @dataclass(config=STRICT, frozen=True)
 class Recipe:
@@ -169,16 +183,8 @@ class Recipe:
             if unknown:
                 known = ", ".join(self.data)
                 raise SettingsError(f"{where} learns from '{unknown[0]}'", f"Known are {known}.")
-            if stage.train != "all" and self.draft.adapter is None:
-                raise SettingsError(f"{where} trains the {stage.train}: there is no adapter")
-            if "features" in stage.losses and self.draft.kind != "eagle":
-                raise SettingsError(
-                    f"{where} has a loss of features, and {self.draft.kind} guesses tokens",
-                    "Leave features out of its losses.",
-                )
-            passes = [k for k in ("self_fed", "noise", "relative_noise") if getattr(stage, k)]
-            if passes and self.draft.kind == "medusa":
-                raise SettingsError(f"{where} has {passes[0]}, and medusa's heads run once")
+            for draft in (self.draft, *self.candidates):
+                stage.fits(draft)
             if "heldout" in stage.data:
                 raise SettingsError(f"{where} learns from heldout", "Learn from something else.")
         unseen = self.data["heldout"]

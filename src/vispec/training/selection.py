@@ -4,15 +4,79 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vispec.adapters import Adapter, SelectorAdapter, build, settings_of
+from vispec.decoding.engine import Engine
 from vispec.drafts.sequential import SequentialDraft
+from vispec.errors import SettingsError
 from vispec.targets import Target
-from vispec.training.draft import acceptance
-from vispec.training.features import Sample
+from vispec.training.distill import Question, distill
+from vispec.training.features import Online, Sample
+from vispec.training.pipeline import judged
+
+POSITIONS = 8192
+"""That a draft reads at once while it is measured, padding among them."""
+
+
+def select_drafts(
+    drafts: Mapping[str, Any],
+    engine: Engine,
+    kinds: Mapping[str, Sequence[Question]],
+    folder: Path,
+    *,
+    max_new_tokens: int,
+) -> tuple[SequentialDraft, Tensor]:
+    """One draft of several that differ in their adapters; see `select`.
+
+    Args:
+        drafts: by name, each trained behind an adapter of its own with the rest frozen.
+        engine: whose target answers.
+        kinds: questions of every kind, by its name.
+        folder: of the answers, `<kind>/` for each; goes on with what is there.
+        max_new_tokens: longest answer.
+
+    Returns:
+        the draft, and the acceptance lengths measured, `[kinds, drafts]`.
+
+    Raises:
+        SettingsError: for drafts that cannot become one, or questions without images.
+    """
+    refuse_other_bodies(drafts)
+    target, first = engine.target, next(iter(drafts.values()))
+    samples: dict[str, Sequence[Sample]] = {}
+    for kind, asked in kinds.items():
+        answers = distill(engine, asked, folder / kind, max_new_tokens=max_new_tokens)
+        known = [question for question in asked if question.key in answers]
+        samples[kind] = list(Online(target, known, answers, first.feature_layers(target)))
+    return select(first, [draft.adapter for draft in drafts.values()], target, samples)
+
+
+def refuse_other_bodies(drafts: Mapping[str, Any]) -> None:
+    """Raise `SettingsError` for drafts that differ in more than their adapters."""
+    if len(drafts) < 2:
+        raise SettingsError("there is one draft, and nothing to select", "Give two or more.")
+    for name, draft in drafts.items():
+        if not isinstance(draft, SequentialDraft) or draft.adapter is None:
+            raise SettingsError(f"'{name}' has no adapter", "Give drafts with one each.")
+    first, *_ = drafts
+    body = _body(drafts[first])
+    for name, draft in drafts.items():
+        other = _body(draft)
+        if body.keys() != other.keys() or not all(torch.equal(body[k], other[k]) for k in body):
+            raise SettingsError(
+                f"'{first}' and '{name}' differ in more than their adapters",
+                'Train all adapters behind one draft: --init, in stages with train = "adapter".',
+            )
+
+
+def _body(draft: Any) -> dict[str, Tensor]:
+    """The weights of a draft without its adapter."""
+    return {k: v for k, v in draft.state_dict().items() if not k.startswith("adapter.")}
 
 
 @torch.no_grad()
@@ -31,6 +95,9 @@ def select(
 
     Returns:
         the draft, and the acceptance lengths measured, `[kinds, adapters]`.
+
+    Raises:
+        SettingsError: for a kind of which no sample has an image.
     """
     kinds, size = list(samples), draft.width
     measured = torch.zeros(len(kinds), len(adapters))
@@ -38,7 +105,7 @@ def select(
         trial = copy.deepcopy(draft)
         trial.adapter = copy.deepcopy(adapter)
         for row, kind in enumerate(kinds):
-            found = acceptance(trial, target, list(samples[kind]))
+            found = judged(trial, target, samples[kind], POSITIONS)
             measured[row, column] = found["acceptance_length"]
     whole = copy.deepcopy(draft)
     settings = {"kind": "selector", "kinds": kinds, "parts": [settings_of(a) for a in adapters]}
@@ -48,10 +115,13 @@ def select(
         part.load_state_dict(adapter.state_dict())
     keys, labels = [], []
     for row, kind in enumerate(kinds):
-        for sample in samples[kind]:
-            found_keys = _keys(sample)
-            keys.append(found_keys)
-            labels += [row] * len(found_keys)
+        found_keys = torch.cat([torch.zeros(0, 2 * size), *map(_keys, samples[kind])])
+        if not len(found_keys):
+            raise SettingsError(
+                f"there is no image among the samples of '{kind}'", "Kinds are of images."
+            )
+        keys.append(found_keys)
+        labels += [row] * len(found_keys)
     selector.fit(torch.cat(keys), torch.tensor(labels), measured)
     reference = next(draft.parameters())
     whole.adapter = selector.to(device=reference.device, dtype=reference.dtype).eval()

@@ -312,10 +312,13 @@ class Trainer:
 
     def _elapsed(self) -> float:
         """Seconds spent, the same on every process."""
-        spent = torch.tensor(self.settings.clock() - self._began, dtype=torch.float64)
-        if self.accelerator.num_processes > 1:
-            spent = broadcast(spent.to(self.device))
-        return float(spent)
+        return self._agreed(self.settings.clock() - self._began)
+
+    def _agreed(self, number: float) -> float:
+        """What the first process has for it."""
+        if self.accelerator.num_processes == 1:
+            return number
+        return float(broadcast(torch.tensor(number, dtype=torch.float64, device=self.device)))
 
     def _step(self) -> tuple[float, float, dict[str, float]]:
         """One optimizer step: its loss, the norm of its gradient, the loss function's numbers."""
@@ -413,6 +416,9 @@ class Trainer:
         torch.set_rng_state(state)
         judged.train()
         watched = found.get(self.settings.watch)
+        if watched is not None:
+            # Devices may round differently, and whoever saw no gain would stop alone.
+            watched = self._agreed(watched)
         if watched is not None and watched > self.progress.best:
             self.progress.best, self.progress.waited = watched, 0
             if self.settings.patience and self.accelerator.is_main_process:

@@ -1,23 +1,183 @@
 """Training drafts of several targets around one adapter that they share.
 
-Every target has a draft, a stage and samples of its own; the core of their adapters is one module.
-They take steps in turn, so the core learns from all.
+Every target has a recipe, answers, and a draft of its own; the core of their adapters is one
+module. They take steps in turn, so the core learns from all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.data import ConcatDataset
 
 from vispec.adapters import UnifiedAdapter
 from vispec.drafts.sequential import SequentialDraft
 from vispec.errors import SettingsError
-from vispec.training.draft import Batches, Stage, split
+from vispec.runs import claim
+from vispec.targets import Target
+from vispec.training.draft import Batches, Stage, matrices, split
 from vispec.training.features import Sample
+from vispec.training.pipeline import (
+    HELDOUT,
+    WATCHED,
+    claim_stage,
+    conclude,
+    heldout_numbers,
+    names_of,
+    prepare,
+    process_and_device,
+    settings_of_stage,
+    staged,
+)
+from vispec.training.recipe import Recipe, StageRecipe
+from vispec.training.trainer import Trainer
 
 Turn = tuple[int, list[Sample]]
 """Whose samples these are."""
+
+
+def train_together(
+    recipes: Mapping[str, Recipe],
+    folder: Path,
+    *,
+    command: str = "",
+    device: str = "auto",
+    cache: Path | None = None,
+) -> dict[str, dict[str, float]]:
+    """Train a draft for each of several targets, around one core.
+
+    Args:
+        recipes: by name; with adapters of the kind `unified`, and stages of the same settings, the
+            steps and minutes of which are each target's.
+        folder: of the run: `stages/` are those of all, and `<name>/` is as that of a single draft.
+        command, device: see `vispec.training.pipeline.train`.
+        cache: of answers and features, in `<name>/` of it; the run's own by default.
+
+    Returns:
+        what greedy chains accept of held-out answers in the end, by name.
+
+    Raises:
+        VispecError: for anything wrong with a recipe, its data or its target.
+    """
+    refuse_what_shares_nothing(recipes)
+    (stages, *_) = (recipe.stages for recipe in recipes.values())
+    state, _ = process_and_device(device)
+    with state.main_process_first():
+        claim(folder, {"recipes": list(recipes)})
+    runs = [
+        prepare(
+            recipe,
+            folder / name,
+            command=command,
+            device=device,
+            cache=None if cache is None else cache / name,
+        )
+        for name, recipe in recipes.items()
+    ]
+    share([run.draft for run in runs])
+    seed = runs[0].recipe.seed
+    origin = {**runs[0].origin, "recipe": [run.origin["recipe"] for run in runs]}
+    for number, stage in enumerate(stages):
+        claim_stage(folder, stages, number)
+        own = {name: asdict(recipe.stages[number]) for name, recipe in recipes.items()}
+        with state.main_process_first():
+            claim(folder / "stages" / stage.name, {"stage": own, "seed": seed}, "stage.json")
+        learners = []
+        for run in runs:
+            parts: Any = [run.data[name] for name in run.recipe.stages[number].data]
+            data: Any = ConcatDataset(parts)
+            learners.append(Learner(run.draft, run.target, data, run.data[HELDOUT]))
+        run_stage_together(learners, stage, folder, seed, origin=origin)
+    return {name: conclude(run, folder / "stages") for name, run in zip(recipes, runs, strict=True)}
+
+
+def refuse_what_shares_nothing(recipes: Mapping[str, Recipe]) -> None:
+    """Raise `SettingsError` for recipes that cannot be trained together."""
+    if len(recipes) < 2:
+        raise SettingsError(f"{len(recipes)} recipe shares no adapter", "Give two or more.")
+    for name, recipe in recipes.items():
+        adapter = recipe.draft.adapter
+        if not isinstance(adapter, dict) or adapter.get("kind") != "unified":
+            raise SettingsError(
+                f"'{name}' has no adapter to share",
+                'Give it adapter = { kind = "unified", width = …, parts = [{ … }] }.',
+            )
+    first, *others = recipes
+    stages = [_settings(stage) for stage in recipes[first].stages]
+    for name in others:
+        if [_settings(stage) for stage in recipes[name].stages] != stages:
+            raise SettingsError(
+                f"'{first}' and '{name}' have stages of other settings",
+                "They learn by turns: let them differ in their data alone.",
+            )
+
+
+def _settings(stage: StageRecipe) -> dict[str, Any]:
+    """But for what it learns from, as a file states them."""
+    stated: dict[str, Any] = json.loads(json.dumps({**asdict(stage), "data": None}))
+    return stated
+
+
+@dataclass(frozen=True)
+class Learner:
+    """One target's draft, what it learns from, and what it is judged by."""
+
+    draft: SequentialDraft
+    target: Target
+    data: Sequence[Sample]
+    heldout: Sequence[Sample]
+
+
+def run_stage_together(
+    learners: Sequence[Learner],
+    stage: StageRecipe,
+    folder: Path,
+    seed: int,
+    clock: Callable[[], float] = time.monotonic,
+    origin: Mapping[str, Any] | None = None,
+) -> None:
+    """Train one stage of drafts that share a core to its end; see `pipeline.run_stage`.
+
+    Args:
+        stage: its steps and minutes are each draft's.
+    """
+    place = folder / "stages" / stage.name
+    count = len(learners)
+    module = SharedStages([staged(one.draft, one.target, stage) for one in learners])
+    batches = InTurn([Batches(one.data, stage.batch, seed, stage.positions) for one in learners])
+
+    def evaluate(model: Any) -> dict[str, float]:
+        found = [
+            heldout_numbers(own.draft, one.target, one.heldout, stage)
+            for own, one in zip(model.stages, learners, strict=True)
+        ]
+        by_target = {
+            f"{name}_of_{whose}": value
+            for whose, numbers in enumerate(found)
+            for name, value in numbers.items()
+        }
+        return {WATCHED: statistics.fmean(numbers[WATCHED] for numbers in found), **by_target}
+
+    Trainer(
+        module,
+        batches,
+        lambda model, turn: model(turn),
+        settings_of_stage(stage, place, clock, count),
+        evaluate=evaluate,
+        hidden=matrices(module),
+        split=split_turn,
+        load=batches.load,
+        weigh=weigh_turn,
+        names=lambda turn: names_of(turn[1]),
+        origin=origin,
+    ).run()
 
 
 def share(drafts: Sequence[SequentialDraft]) -> None:
@@ -43,7 +203,7 @@ def share(drafts: Sequence[SequentialDraft]) -> None:
 class SharedStages(nn.Module):
     """The stages of several targets as one module to train."""
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
+    def __init__(self, stages: Sequence[nn.Module]) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
 

@@ -1,0 +1,87 @@
+"""Recipes of several targets become drafts around one core."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import vispec
+from drafts.test_reading import QUERY
+from training.test_pipeline import asked, target, wanted
+from vispec.errors import SettingsError, VispecError
+from vispec.training import unified
+from vispec.training.recipe import DraftRecipe, Recipe
+from vispec.training.unified import train_together
+
+__all__ = ["asked", "target"]
+
+SHARED: dict[str, Any] = {"kind": "unified", "width": 8, "parts": [QUERY]}
+
+
+def recipes(target: Path, asked: Path, **changes: Any) -> dict[str, Recipe]:
+    one = wanted(target, asked, adapter=SHARED)
+    return {"one": one, "other": replace(one, seed=1, **changes)}
+
+
+@pytest.mark.slow
+def test_drafts_of_several_targets_have_one_core(
+    target: Path, asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it was interrupted."""
+    given = recipes(target, asked)
+    found = train_together(given, tmp_path / "whole")
+    drafts = [vispec.from_pretrained(tmp_path / "whole" / name / "draft") for name in given]
+    core, other = ({k: v for k, v in d.state_dict().items() if ".core." in k} for d in drafts)
+    assert core
+    assert all(torch.equal(v, other[k]) for k, v in core.items())
+    enter, other_enter = (d.adapter.enter.weight for d in drafts)
+    assert not torch.equal(enter, other_enter)
+    for name, numbers in found.items():
+        origin = json.loads((tmp_path / "whole" / name / "draft/provenance.json").read_text())
+        assert origin["heldout"] == numbers
+        assert (tmp_path / "whole" / name / "curves.png").stat().st_size > 1000
+    last = given["one"].stages[-1]
+    lines = (tmp_path / "whole" / "stages" / last.name / "log.jsonl").read_text().splitlines()
+    line = json.loads(lines[-1])
+    # As many steps for each of them.
+    assert line["step"] == 2 * last.steps
+    lengths = [line[f"heldout_acceptance_length_of_{whose}"] for whose in (0, 1)]
+    assert line["heldout_acceptance_length"] == pytest.approx(sum(lengths) / 2)
+
+    with monkeypatch.context() as patch:
+
+        def dies(learners: Any, stage: Any, *rest: Any, **more: Any) -> None:
+            if stage.name == last.name:
+                raise KeyboardInterrupt
+            run(learners, stage, *rest, **more)
+
+        run = unified.run_stage_together
+        patch.setattr(unified, "run_stage_together", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train_together(given, tmp_path / "killed")
+    assert train_together(given, tmp_path / "killed") == found
+    for name, draft in zip(given, drafts, strict=True):
+        again = vispec.from_pretrained(tmp_path / "killed" / name / "draft")
+        assert all(torch.equal(v, again.state_dict()[k]) for k, v in draft.state_dict().items())
+    faster = [replace(stage, learning_rate=1.0) for stage in given["one"].stages]
+    changed = {name: replace(recipe, stages=faster) for name, recipe in given.items()}
+    with pytest.raises(VispecError, match="another run"):
+        train_together(changed, tmp_path / "killed")
+
+
+def test_recipes_that_share_nothing_are_refused(target: Path, asked: Path, tmp_path: Path) -> None:
+    given = recipes(target, asked)
+    with pytest.raises(SettingsError, match="1 recipe shares no adapter"):
+        train_together({"one": given["one"]}, tmp_path)
+    other = given | {"other": replace(given["other"], draft=DraftRecipe(adapter=QUERY))}
+    with pytest.raises(SettingsError, match="'other' has no adapter to share"):
+        train_together(other, tmp_path)
+    longer = [replace(given["one"].stages[0], steps=99), *given["one"].stages[1:]]
+    with pytest.raises(SettingsError, match="stages of other settings"):
+        train_together(given | {"other": replace(given["other"], stages=longer)}, tmp_path)
+    assert not list(tmp_path.iterdir())
