@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     heldout = list(stores[1])
     known = pipeline.started(target, DraftRecipe(), str(options.former))
     wanted = DraftRecipe(adapter=pipeline.described(known)["adapter"])
-    before = pipeline.judged(known.float(), target, heldout)
+    before = pipeline.judged(known.float(), target, heldout, SHOWN.positions)
     stage = replace(SHOWN, minutes=options.minutes, evaluate_minutes=options.minutes / 6)
     logs = {}
     for name, init in (("begun with the former draft", options.former), ("from nothing", None)):

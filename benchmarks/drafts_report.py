@@ -139,7 +139,10 @@ class Result:
             count = self.seeds(name)
             if count < 2:
                 continue
-            logs = np.log([measure(way, np.array([i]), self.places(task)) for i in range(count)])
+            found = [measure(way, np.array([i]), self.places(task)) for i in range(count)]
+            if min(found) <= 0:  # of nothing no ratio is known
+                continue
+            logs = np.log(found)
             squares += float(((logs - logs.mean()) ** 2).sum())
             freedom += count - 1
         return (squares / freedom) ** 0.5 if freedom else 0.0, freedom
@@ -512,13 +515,13 @@ def adapted(stated: Mapping[str, Any]) -> str:
     before = stated["before"]["acceptance_length"]
     rows = [("0", f"{before:.2f}", *([""] * (len(judged) - 1)))]
     # A run that was interrupted was judged at other times than one that was not.
-    by_minute = [
-        {round(line["elapsed_s"] / 60): line["heldout_acceptance_length"] for line in lines}
-        for lines in judged.values()
-    ]
-    for minute in sorted({minute for one in by_minute for minute in one}):
-        lengths = [f"{one[minute]:.2f}" if minute in one else "" for one in by_minute]
-        rows.append((str(minute), *lengths))
+    most = max(map(len, judged.values()))
+    parts = [{round(line["share"] * most): line for line in lines} for lines in judged.values()]
+    for part in sorted({part for lines in parts for part in lines}):
+        told = [lines.get(part) for lines in parts]
+        minutes = np.mean([line["elapsed_s"] for line in told if line]) / 60
+        lengths = [f"{line['heldout_acceptance_length']:.2f}" if line else "" for line in told]
+        rows.append((f"{minutes:.0f}", *lengths))
     return table(("minutes of one core", *judged), rows)
 
 

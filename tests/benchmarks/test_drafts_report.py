@@ -160,6 +160,20 @@ def test_seeds_of_a_task_differ_more_than_those_of_all() -> None:
     assert math.log(high / low) == pytest.approx(2 * alone * 12.7 / 2**0.5, rel=0.3)
 
 
+def test_a_seed_that_accepts_nothing_of_a_task_spoils_no_interval() -> None:
+    stated = result(
+        plain=measured([10] * 4, 1.0),
+        query_0=measured([4, 5, 4, 5], 1.0),
+        query_1=measured([5, 4, 5, 4], 1.0),
+        none_0=measured([10] * 4, 1.0),
+        none_1=measured([10] * 4, 1.0),
+    )
+    found = report.Result(stated)
+    deviation, freedom = found.spread(report.accepted, "vqa")
+    assert freedom == 1
+    assert math.isfinite(deviation)
+
+
 def test_forms_stand_beside_the_seed_that_they_are_made_of() -> None:
     stated = result(
         plain=measured([10] * 4, 1.0),
@@ -253,12 +267,14 @@ def test_every_section_of_the_page_is_written(tmp_path: Path) -> None:
         "kept": {"int8": {"bytes": 200.0}},
         "adapters": [{**adapter, "size": size} for size in ("embedded", "7B")],
     }
-    lines = [{"elapsed_s": s, "loss": 1.0, "heldout_acceptance_length": 2.5} for s in (60, 121)]
+    lines = [
+        {"elapsed_s": s, "share": s / 121, "heldout_acceptance_length": 2.5} for s in (60, 121)
+    ]
     adapted = {
         "before": {"acceptance_length": 2.25},
         "logs": {
             "begun with the former draft": [*lines, {"elapsed_s": 122}],
-            "from nothing": lines,
+            "from nothing": lines[1:],
         },
     }
     files = {
@@ -280,6 +296,6 @@ def test_every_section_of_the_page_is_written(tmp_path: Path) -> None:
     assert "| linear | " in found["drafts-mappings"]
     assert "+0.0 %" in found["drafts-own-trees"].splitlines()[3]
     rows = [row.strip("| ") for row in found["drafts-adapted"].splitlines()[2:]]
-    assert rows == ["0 | 2.25", "1 | 2.50 | 2.50", "2 | 2.50 | 2.50"]
+    assert rows == ["0 | 2.25", "1 | 2.50", "2 | 2.50 | 2.50"]
     assert "ViSpec's draft has 1." in found["drafts-aims"]
     assert "an EAGLE that was trained on text for as long has 1." in found["drafts-aims"]

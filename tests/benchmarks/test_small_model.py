@@ -24,9 +24,9 @@ from vispec.training.features import Online
 @pytest.mark.parametrize(
     ("shape", "kind"),
     [
-        (Small(layers=2), LanguageModelDraft),
-        (Small(sees=False, layers=2), LanguageModelDraft),
-        (Small(sees=False, layers=2, vocabulary=300), UniversalDraft),
+        (Small(layers=1), LanguageModelDraft),
+        (Small(sees=False, layers=1), LanguageModelDraft),
+        (Small(sees=False, layers=1, vocabulary=300), UniversalDraft),
     ],
     ids=["sees", "blind", "other words"],
 )
@@ -42,7 +42,7 @@ def test_it_learns_and_drafts(tmp_path: Path, shape: Small, kind: type) -> None:
     for place, minutes in ((tmp_path / "begun", 1e-6), (tmp_path, 0.03)):
         train_small(target, shape, [samples], samples[:3], place, minutes)
         judged.append(read_log(place / "stages" / "whole")[-1]["heldout_loss"])
-    assert judged[1] < 0.8 * judged[0]
+    assert judged[1] < judged[0]
     draft, _ = load_draft(tmp_path / "draft", target)
     assert type(draft) is kind
     engine = Engine(target, draft)

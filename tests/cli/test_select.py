@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -45,15 +46,24 @@ def test_drafts_become_one_that_is_used(
     run: Run, pair: Pair, kinds: list[str], tmp_path: Path
 ) -> None:
     drafts = [written(tmp_path / f"keep-{keep}", pair, keep) for keep in (1, 3)]
+    (drafts[0] / "LICENSE").write_text("mine")
     command = ("select", *drafts, "--target", pair.target, *kinds, "-n", "12")
     ran = run(*command, "--out", tmp_path / "out")
     assert ran.code == 0, ran.err
     rows = [line for line in ran.out.splitlines() if line.split()[:1] in (["bright"], ["dark"])]
     assert len(rows) == 2
-    assert all("*" in row for row in rows)
     found = vispec.from_pretrained(tmp_path / "out" / "draft")
     assert isinstance(found.adapter, SelectorAdapter)
     assert found.adapter.kinds == ["bright", "dark"]
+    # The one that is marked; of equal ones the first.
+    for row, best in zip(rows, found.adapter.best.tolist(), strict=True):
+        cells = re.findall(r"\d\.\d\d(?: \*)?", row)
+        assert len(cells) == 2
+        assert best == [cell.endswith("*") for cell in cells].index(True)
+    card = (tmp_path / "out" / "draft" / "README.md").read_text()
+    assert "bright (" in card
+    assert "license: mine" in card
+    assert (tmp_path / "out" / "draft" / "LICENSE").read_text() == "mine"
     one = vispec.from_pretrained(drafts[0]).state_dict()
     assert all(torch.equal(v, found.state_dict()[k]) for k, v in one.items())
     # What it says is what the target says.
@@ -67,6 +77,9 @@ def test_drafts_become_one_that_is_used(
     answers = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
     assert run(*command, "--out", tmp_path / "out").code == 0
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")} == answers
+    other = run(*command, "--out", tmp_path / "out", "--limit", "2")
+    assert other.code == 2
+    assert "is of another run: kinds" in other.err
 
 
 def test_what_cannot_be_put_together_is_told(
@@ -88,3 +101,17 @@ def test_what_cannot_be_put_together_is_told(
         assert word in ran.err
         assert "Traceback" not in ran.err
     assert not (tmp_path / "out").exists()
+    own = written(tmp_path / "out" / "draft", pair, 3)
+    ran = run("select", one, own, "--target", pair.target, "--out", tmp_path / "out", *kinds)
+    assert ran.code == 2
+    assert "own folder" in ran.err
+
+
+def test_words_are_no_kind(run: Run, pair: Pair, tmp_path: Path) -> None:
+    drafts = [written(tmp_path / f"keep-{keep}", pair, keep) for keep in (1, 3)]
+    file = tmp_path / "words.jsonl"
+    file.write_text('{"prompt": "the cat"}\n')
+    command = ("select", *drafts, "--target", pair.target, "--out", tmp_path / "out", "-n", "6")
+    ran = run(*command, "--kind", f"words={file}")
+    assert ran.code == 2
+    assert "no image among the samples of 'words'" in ran.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ import vispec
 from drafts.test_reading import QUERY
 from training.test_pipeline import asked, target, wanted
 from vispec.errors import SettingsError, VispecError
-from vispec.training import unified
+from vispec.training import pipeline
+from vispec.training.draft import Stage
 from vispec.training.recipe import DraftRecipe, Recipe
 from vispec.training.unified import train_together
 
@@ -23,9 +25,11 @@ __all__ = ["asked", "target"]
 SHARED: dict[str, Any] = {"kind": "unified", "width": 8, "parts": [QUERY]}
 
 
-def recipes(target: Path, asked: Path, **changes: Any) -> dict[str, Recipe]:
+def recipes(target: Path, asked: Path) -> dict[str, Recipe]:
+    """The other one learns from fewer pictures."""
     one = wanted(target, asked, adapter=SHARED)
-    return {"one": one, "other": replace(one, seed=1, **changes)}
+    data = one.data | {"shown": replace(one.data["shown"], limit=4)}
+    return {"one": one, "other": replace(one, seed=1, data=data)}
 
 
 @pytest.mark.slow
@@ -44,6 +48,8 @@ def test_drafts_of_several_targets_have_one_core(
     for name, numbers in found.items():
         origin = json.loads((tmp_path / "whole" / name / "draft/provenance.json").read_text())
         assert origin["heldout"] == numbers
+        assert origin["answers"]["shown"] == (6 if name == "one" else 4)
+        assert origin["together"] == (["other"] if name == "one" else ["one"])
         assert (tmp_path / "whole" / name / "curves.png").stat().st_size > 1000
     last = given["one"].stages[-1]
     lines = (tmp_path / "whole" / "stages" / last.name / "log.jsonl").read_text().splitlines()
@@ -54,14 +60,19 @@ def test_drafts_of_several_targets_have_one_core(
     assert line["heldout_acceptance_length"] == pytest.approx(sum(lengths) / 2)
 
     with monkeypatch.context() as patch:
+        learnt: list[str] = []
 
-        def dies(learners: Any, stage: Any, *rest: Any, **more: Any) -> None:
-            if stage.name == last.name:
+        def dies(stage: Any, samples: Any) -> Any:
+            learnt.append(last.name if stage.self_fed else "one")
+            if learnt.count(last.name) == 4:
                 raise KeyboardInterrupt
-            run(learners, stage, *rest, **more)
+            return forward(stage, samples)
 
-        run = unified.run_stage_together
-        patch.setattr(unified, "run_stage_together", dies)
+        forward = Stage.forward
+        patch.setattr(Stage, "forward", dies)
+        # Of every step, so that it ends in the middle of a stage.
+        often = functools.partial(pipeline.Settings, checkpoint_s=0.0)
+        patch.setattr(pipeline, "Settings", often)
         with pytest.raises(KeyboardInterrupt):
             train_together(given, tmp_path / "killed")
     assert train_together(given, tmp_path / "killed") == found
@@ -82,6 +93,11 @@ def test_recipes_that_share_nothing_are_refused(target: Path, asked: Path, tmp_p
     with pytest.raises(SettingsError, match="'other' has no adapter to share"):
         train_together(other, tmp_path)
     longer = [replace(given["one"].stages[0], steps=99), *given["one"].stages[1:]]
+    wider = replace(given["other"], draft=DraftRecipe(adapter=SHARED | {"width": 9}))
+    with pytest.raises(SettingsError, match="have other adapters"):
+        train_together(given | {"other": wider}, tmp_path)
+    with pytest.raises(SettingsError, match="a recipe is called 'stages'"):
+        train_together(given | {"stages": given["one"]}, tmp_path)
     with pytest.raises(SettingsError, match="stages of other settings"):
         train_together(given | {"other": replace(given["other"], stages=longer)}, tmp_path)
     assert not list(tmp_path.iterdir())

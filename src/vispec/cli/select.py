@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ that was measured to serve its kind best. The target answers some questions of e
 each draft would have accepted of the answers decides."""
 
 EXAMPLES = """\
-the drafts are of one body: adapters that were trained by stages with train = "adapter" and --init.
-  vispec select runs/pooling/draft runs/resampler/draft --target ./my-llava \\
+adapters are trained behind one draft without any, in stages with train = "adapter":
+  vispec train convolution.toml --init runs/eagle/draft --out runs/convolution
+  vispec train resampler.toml --init runs/eagle/draft --out runs/resampler
+  vispec select runs/convolution/draft runs/resampler/draft --target ./my-llava \\
       --kind photo=./photos --kind page=./pages.jsonl --out runs/selected
   vispec generate --target ./my-llava --draft runs/selected/draft --image cat.jpg "Describe."
 """
@@ -65,8 +68,8 @@ def run(options: argparse.Namespace) -> int:
     """Ask, measure, put together, say which draft is best for what."""
     shared.need_training()
     quiet_libraries()
-    from vispec.checkpoints.export import carry_licence
-    from vispec.checkpoints.files import locate
+    from vispec.checkpoints.export import carry_licence, refuse_own_folder
+    from vispec.checkpoints.files import licence, locate
     from vispec.decoding.engine import Engine
     from vispec.errors import SettingsError
     from vispec.hub import Card, save_pretrained
@@ -74,7 +77,12 @@ def run(options: argparse.Namespace) -> int:
     from vispec.loading_targets import load_target
     from vispec.training.questions import Source, questions
     from vispec.training.selection import select_drafts
+    from vispec.writing import replace_folder
 
+    fresh, kept = options.out / "draft.tmp", options.out / "draft"
+    for name in options.drafts:
+        if Path(name).exists():
+            refuse_own_folder(name, kept)
     kinds = dict(options.kind)
     if len(kinds) < len(options.kind):
         raise SettingsError(f"kinds share a name: {', '.join(name for name, _ in options.kind)}")
@@ -91,18 +99,26 @@ def run(options: argparse.Namespace) -> int:
             drafts,
             Engine(target, helper, tree=tree, max_batch=16),
             asked,
-            options.out / "answers",
+            options.out,
             max_new_tokens=options.max_new_tokens,
         )
-        best = {name: row.max().item() for name, row in zip(kinds, lengths, strict=True)}
+        chosen = [
+            f"{kind} ({options.drafts[row.argmax()]}, of {len(asked[kind])} questions)"
+            for kind, row in zip(kinds, lengths, strict=True)
+        ]
+        place = locate(first, "draft")
         card = Card(
             target=options.target,
-            data=f"Adapters of {', '.join(drafts)}, chosen by kinds: {', '.join(kinds)}.",
-            acceptance=best,
+            data=f"Adapters of {', '.join(drafts)}, by what greedy chains of each accept of some"
+            f" answers: {', '.join(chosen)}.",
+            licence=licence(place),
             tree=None if tree is None else asdict(tree),
         )
-        save_pretrained(draft, options.out / "draft", card)
-        carry_licence(locate(first, "draft"), options.out / "draft")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        carry_licence(place, fresh)
+        save_pretrained(draft, fresh, card, name=str(kept))
+        replace_folder(fresh, kept)
     table = Table("tokens a pass, greedy chain", *drafts, box=None)
     for name, row in zip(kinds, lengths.tolist(), strict=True):
         cells = [f"{value:.2f}{' *' if value == max(row) else ''}" for value in row]

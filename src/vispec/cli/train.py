@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     quiet_libraries()
     from dataclasses import replace
 
-    from vispec.training.recipe import RECIPES, read_recipe, recipe_file
+    from vispec.training.recipe import RECIPES, Recipe, read_recipe, recipe_file
 
     screen = Screen()
     if options.list:
@@ -76,17 +76,16 @@ def run(options: argparse.Namespace) -> int:
             first = path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
             screen.put(Text(f"{path.stem}: {first}"))
         return 0
-    recipes = {}
-    for given in options.recipe:
-        wanted = recipe_file(given) or Path(given)
-        recipe = read_recipe(wanted)
-        if wanted.stem in recipes:
-            raise SettingsError(f"two recipes are called '{wanted.stem}'", "Rename one of them.")
-        recipes[wanted.stem] = recipe
-        if options.target:
-            recipe = recipes[wanted.stem] = replace(recipe, target=options.target)
+    recipes: dict[str, Recipe] = {}
+    for name in options.recipe:
+        file = recipe_file(name) or Path(name)
+        if file.stem in recipes:
+            raise SettingsError(f"two recipes are called '{file.stem}'", "Rename one of them.")
+        recipe = read_recipe(file)
+        recipe = replace(recipe, target=options.target or recipe.target)
         if options.check:
-            screen.put(Text(f"{wanted} is a recipe for {recipe.target}"))
+            screen.put(Text(f"{file} is a recipe for {recipe.target}"))
+        recipes[file.stem] = recipe
     if not recipes:
         raise SettingsError("no recipe is given", "Name a .toml file, or see --list.")
     together = len(recipes) > 1

@@ -16,7 +16,7 @@ from vispec.loading_drafts import load_draft
 from vispec.loading_targets import load_target
 from vispec.runs import claim
 from vispec.training.distill import read_answers
-from vispec.training.pipeline import answered, process_and_device, timed_requests, train
+from vispec.training.pipeline import process_and_device, timed_requests, train
 from vispec.training.questions import questions
 from vispec.training.recipe import DraftRecipe, Recipe
 from vispec.writing import write_json
@@ -73,14 +73,17 @@ def choose(
     if state.is_main_process and not path.exists():
         # Not of what drafts are judged by: a choice by that would flatter the chosen one.
         names = recipe.stages[-1].data
-        asked = {name: questions(recipe.data[name], name) for name in names}
         answers = {name: read_answers((cache or folder) / "answers" / name) for name in names}
+        learnt = [
+            [q for q in questions(recipe.data[name], name) if q.key in answers[name]]
+            for name in names
+        ]
         target = load_target(recipe.target, device=place)
         engines = []
         for trained in folders:
             loaded, tree = load_draft(trained, target)
             engines.append(Engine(target, loaded, tree=tree))
-        requests = timed_requests(answered(asked, answers, names), recipe.max_new_tokens)
+        requests = timed_requests(learnt, recipe.max_new_tokens)
         found = speeds(engines, requests)
         rows = [
             {"draft": asdict(draft), "tokens_per_s": value}

@@ -30,6 +30,8 @@ from vispec.writing import saving
 
 Precision = Literal["float32", "bfloat16", "int8"]
 SHARD = 128
+MISSED = 8
+"""Pictures that may be damaged since they were asked about, or a tenth of all."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,11 @@ class Online(Sequence[Sample]):
         self.target, self.questions, self.answers = target, questions, answers
         self.layers = tuple(layers)
 
+    @property
+    def keys(self) -> list[str]:
+        """Of the questions."""
+        return [question.key for question in self.questions]
+
     def __len__(self) -> int:
         return len(self.questions)
 
@@ -169,6 +176,11 @@ class Store(Sequence[Sample]):
         return (self[i] for i in range(len(self)))
 
     @property
+    def keys(self) -> list[str]:
+        """Of the questions."""
+        return [self._opened(path).asked[place] for path, place in self.places]
+
+    @property
     def bytes_per_token(self) -> float:
         """Of disk, images' positions counted like those of text."""
         size = sum(path.stat().st_size for path in {path for path, _ in self.places})
@@ -204,7 +216,8 @@ def collect(
         what is there by now.
 
     Raises:
-        VispecError: as soon as it can be told that the disk has no room for all of them.
+        VispecError: as soon as it can be told that the disk has no room for all of them; if more
+            than a tenth of the pictures cannot be read any more.
     """
     folder.mkdir(parents=True, exist_ok=True)
     asked = [question for question in questions if question.key in answers]
@@ -213,15 +226,21 @@ def collect(
         for start in range(worker * SHARD, len(asked), workers * SHARD)
     }
     waiting = {path: group for path, group in groups.items() if not _whole(path, group)}
+    lost = 0
     with Progress("features", sum(map(len, waiting.values())), "positions") as progress:
         for done, (path, group) in enumerate(waiting.items()):
             # Off the device one by one: together they may be larger than what it has left.
-            made = []
+            made: list[Sample] = []
             for question in group:
                 try:
-                    made.append(_at_hand(look(target, question, answers[question.key], layers)))
+                    made.append(at_hand(look(target, question, answers[question.key], layers)))
                 except ImageError as error:  # it could still be read when it was asked about
                     print(f"left out {question.key}: {error}", file=sys.stderr, flush=True)
+                    lost += 1
+                    if lost > max(MISSED, len(asked) // 10):
+                        raise VispecError(
+                            f"{lost} pictures cannot be read any more; are they where they were?"
+                        ) from error
             _write(made, [question.key for question in group], path, target, precision)
             if not done:
                 _refuse_without_room(path, (len(waiting) - 1) * workers)
@@ -281,7 +300,7 @@ def _write(
     path.with_suffix(".tmp").replace(path)
 
 
-def _at_hand(sample: Sample) -> Sample:
+def at_hand(sample: Sample) -> Sample:
     """In main memory."""
     moved: dict[str, Any] = {
         name: value.cpu() if isinstance(value, Tensor) else value

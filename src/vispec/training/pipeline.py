@@ -37,7 +37,7 @@ from vispec.decoding.tree import TreeShape
 from vispec.drafts import Eagle3Draft, EagleDraft
 from vispec.drafts.compression import compression_of
 from vispec.drafts.medusa import MedusaDraft
-from vispec.errors import SettingsError
+from vispec.errors import SettingsError, VispecError
 from vispec.hub import Card, save_pretrained
 from vispec.loading_drafts import load_draft, share_embedding
 from vispec.loading_targets import load_target
@@ -96,7 +96,9 @@ def train(
         own = [run.data[name] for name in stage.data]
         heldout = run.data[HELDOUT]
         run_stage(run.draft, run.target, stage, own, heldout, folder, recipe, origin=run.origin)
-    return conclude(run)
+    found = keep(run, folder / "stages")
+    advise(run, found)
+    return found
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ class Run:
 
     Attributes:
         draft: on the target's device in float32.
-        asked, answers, data: questions, what the target said, and what it saw, by source.
+        asked, answers, data: questions, what the target said, and what it saw, by source; of
+            questions those that there are samples of.
         origin: where all of it comes from.
     """
 
@@ -115,7 +118,7 @@ class Run:
     draft: Any
     asked: Mapping[str, Sequence[Question]]
     answers: Mapping[str, Answers]
-    data: Mapping[str, Sequence[Sample]]
+    data: Mapping[str, Online | Store]
     origin: Mapping[str, Any]
 
 
@@ -148,6 +151,9 @@ def prepare(
         name: look_up(target, recipe, cache, name, asked[name], answers[name], layers)
         for name in asked
     }
+    for name, samples in data.items():
+        known = frozenset(samples.keys)
+        asked[name] = [question for question in asked[name] if question.key in known]
     origin = {
         **provenance(command, cache / "answers"),
         "processes": state.num_processes,
@@ -163,27 +169,40 @@ def claim_stage(folder: Path, stages: Sequence[StageRecipe], number: int) -> Non
         claim(folder / "stages" / stages[number].name, before, "before.json")
 
 
-def conclude(run: Run, stages: Path | None = None) -> dict[str, float]:
-    """All that comes behind the stages; see `train`.
+def keep(run: Run, logs: Path) -> dict[str, float]:
+    """Judge a draft that has learnt, and write it.
 
     Args:
-        stages: where their logs are; the run's own folder of them by default.
+        logs: folder of the stages.
+
+    Returns:
+        what greedy chains accept of held-out answers.
     """
-    state, recipe, folder, draft = PartialState(), run.recipe, run.folder, run.draft
+    state, recipe, draft = PartialState(), run.recipe, run.draft
     # What is measured is what is kept: the weights as half precision rounds them.
     draft.to(torch.bfloat16).to(torch.float32).eval().requires_grad_(False)
     found = judged(draft, run.target, run.data[HELDOUT], recipe.stages[-1].positions)
     if state.is_main_process:
-        logs = stages or folder / "stages"
-        draw(logs, [stage.name for stage in recipe.stages], folder / "curves.png")
-        # Whatever happens while trees are timed, there is a draft.
+        draw(logs, [stage.name for stage in recipe.stages], run.folder / "curves.png")
         finish(run, found)
-        learnt = answered(run.asked, run.answers, recipe.stages[-1].data)
-        path = folder / "stages" / recipe.stages[-1].name / "tree.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        finish(run, found, chosen_tree(draft, run.target, learnt, recipe.max_new_tokens, path))
     state.wait_for_everyone()
     return found
+
+
+def advise(run: Run, found: Mapping[str, float]) -> None:
+    """Time trees, and write the draft with the fastest; whatever happens there, it is kept.
+
+    Args:
+        found: see `keep`.
+    """
+    state, recipe = PartialState(), run.recipe
+    if state.is_main_process:
+        learnt = [run.asked[name] for name in recipe.stages[-1].data]
+        path = run.folder / "stages" / recipe.stages[-1].name / "tree.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tree = chosen_tree(run.draft, run.target, learnt, recipe.max_new_tokens, path)
+        finish(run, found, tree)
+    state.wait_for_everyone()
 
 
 def process_and_device(device: str) -> tuple[PartialState, Any]:
@@ -363,8 +382,12 @@ def look_up(
     asked: Sequence[Question],
     answers: Answers,
     layers: Sequence[int],
-) -> Sequence[Sample]:
-    """What the target saw, worked out when it is asked for or kept."""
+) -> Online | Store:
+    """What the target saw, worked out when it is asked for or kept.
+
+    Raises:
+        VispecError: if there is nothing.
+    """
     known = [question for question in asked if question.key in answers]
     if not known:
         raise SettingsError(f"none of the questions of '{name}' was answered")
@@ -384,6 +407,8 @@ def look_up(
     )
     state.wait_for_everyone()
     store = Store(place, target)
+    if not len(store):
+        raise VispecError(f"there are no features of '{name}' in {place}")
     if state.is_main_process:
         print(f"features of {name}: {store.bytes_per_token:.0f} bytes a position", flush=True)
     return store
@@ -556,13 +581,6 @@ def timed_requests(learnt: Sequence[Sequence[Question]], max_new_tokens: int) ->
     return [replace(question, temperature=0.0).request(longest, 0) for question in some]
 
 
-def answered(
-    asked: Mapping[str, Sequence[Question]], answers: Mapping[str, Answers], names: Sequence[str]
-) -> list[list[Question]]:
-    """The questions of some sources that the target could answer."""
-    return [[q for q in asked[name] if q.key in answers[name]] for name in names]
-
-
 def finish(run: Run, found: Mapping[str, float], tree: TreeShape | None = None) -> None:
     """Write the draft, its card, and where it comes from."""
     recipe, answers = run.recipe, run.answers
@@ -578,11 +596,13 @@ def finish(run: Run, found: Mapping[str, float], tree: TreeShape | None = None) 
         f" losses {stage.losses}, {stage.self_fed} self-fed passes"
         for stage in recipe.stages
     )
+    others = ", ".join(run.origin.get("together", ()))
+    together = f" Trained together with those of {others}, around one adapter." if others else ""
     card = Card(
         target=recipe.target,
         data=f"The target's own answers: {said}, {lengths:.0f} tokens each on average."
         + (f" Skipped: {skipped}." if skipped else ""),
-        recipe=f"{stages}\n\nSeed {recipe.seed}.",
+        recipe=f"{stages}\n\nSeed {recipe.seed}.{together}",
         acceptance={"held out, greedy chain": found["acceptance_length"]},
         tree=None if tree is None else asdict(tree),
     )

@@ -62,7 +62,7 @@ class DraftRecipe:
         if "selector" in str(self.adapter):
             raise SettingsError(
                 "a selector is not trained but measured",
-                "Train its parts, and put them together by vispec.training.selection.select.",
+                "Train its parts, and put them together by vispec select.",
             )
         # Of a width that all heads divide, without its memory, to see if the settings make sense.
         with torch.device("meta"):

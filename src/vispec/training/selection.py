@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from vispec.adapters import Adapter, SelectorAdapter, build, settings_of
+from vispec.checkpoints.files import fingerprint, locate
 from vispec.decoding.engine import Engine
+from vispec.drafts.compression import compression_of
 from vispec.drafts.sequential import SequentialDraft
 from vispec.errors import SettingsError
+from vispec.runs import claim
 from vispec.targets import Target
-from vispec.training.distill import Question, distill
-from vispec.training.features import Online, Sample
+from vispec.training.distill import Question, digest, distill
+from vispec.training.features import Online, Sample, at_hand
 from vispec.training.pipeline import judged
 
 POSITIONS = 8192
@@ -37,7 +40,7 @@ def select_drafts(
         drafts: by name, each trained behind an adapter of its own with the rest frozen.
         engine: whose target answers.
         kinds: questions of every kind, by its name.
-        folder: of the answers, `<kind>/` for each; goes on with what is there.
+        folder: of the answers, `answers/<kind>/` for each; goes on with what is there.
         max_new_tokens: longest answer.
 
     Returns:
@@ -45,14 +48,24 @@ def select_drafts(
 
     Raises:
         SettingsError: for drafts that cannot become one, or questions without images.
+        VispecError: if the folder has answers of another target, or to other questions.
     """
     refuse_other_bodies(drafts)
     target, first = engine.target, next(iter(drafts.values()))
-    samples: dict[str, Sequence[Sample]] = {}
+    place = Path(locate(target.name))
+    facts = {
+        "target": target.name,
+        "weights": fingerprint(place) if place.is_dir() else "",
+        "kinds": {kind: digest(asked, max_new_tokens) for kind, asked in kinds.items()},
+    }
+    claim(folder, facts)
+    samples: dict[str, list[Sample]] = {}
     for kind, asked in kinds.items():
-        answers = distill(engine, asked, folder / kind, max_new_tokens=max_new_tokens)
+        own = folder / "answers" / kind
+        answers = distill(engine, asked, own, max_new_tokens=max_new_tokens)
         known = [question for question in asked if question.key in answers]
-        samples[kind] = list(Online(target, known, answers, first.feature_layers(target)))
+        seen = Online(target, known, answers, first.feature_layers(target))
+        samples[kind] = [at_hand(sample) for sample in seen]
     return select(first, [draft.adapter for draft in drafts.values()], target, samples)
 
 
@@ -63,20 +76,39 @@ def refuse_other_bodies(drafts: Mapping[str, Any]) -> None:
     for name, draft in drafts.items():
         if not isinstance(draft, SequentialDraft) or draft.adapter is None:
             raise SettingsError(f"'{name}' has no adapter", "Give drafts with one each.")
-    first, *_ = drafts
+        if compression_of(draft) is not None:
+            raise SettingsError(f"'{name}' is compressed", "Give the draft that it was made of.")
+    first, *others = drafts
     body = _body(drafts[first])
-    for name, draft in drafts.items():
-        other = _body(draft)
+    for name in others:
+        other = _body(drafts[name])
         if body.keys() != other.keys() or not all(torch.equal(body[k], other[k]) for k in body):
             raise SettingsError(
                 f"'{first}' and '{name}' differ in more than their adapters",
-                'Train all adapters behind one draft: --init, in stages with train = "adapter".',
+                "Train adapters behind one draft that has none: --init, in stages with train ="
+                ' "adapter". Those with a global vector change the draft, too, and are not for'
+                " this.",
             )
+    selector_of([draft.adapter for draft in drafts.values()], ["any"], drafts[first].width)
 
 
 def _body(draft: Any) -> dict[str, Tensor]:
     """The weights of a draft without its adapter."""
     return {k: v for k, v in draft.state_dict().items() if not k.startswith("adapter.")}
+
+
+def selector_of(adapters: Sequence[Adapter], kinds: Sequence[str], width: int) -> SelectorAdapter:
+    """Adapters as the parts of one that chooses, which knows nothing yet.
+
+    Raises:
+        SettingsError: for adapters that cannot be parts.
+    """
+    parts = [settings_of(adapter) for adapter in adapters]
+    made = build({"kind": "selector", "kinds": list(kinds), "parts": parts}, width)
+    assert isinstance(made, SelectorAdapter)
+    for part, adapter in zip(made.parts, adapters, strict=True):
+        part.load_state_dict(adapter.state_dict())
+    return made
 
 
 @torch.no_grad()
@@ -91,7 +123,8 @@ def select(
     Args:
         draft: whose decoder all the adapters were trained with.
         adapters: trained; all with a global vector, or all without.
-        samples: answered examples of every kind, by its name: a task, or a sort of images.
+        samples: answered examples of every kind, by its name, in main memory: a task, or a sort of
+            images.
 
     Returns:
         the draft, and the acceptance lengths measured, `[kinds, adapters]`.
@@ -99,31 +132,25 @@ def select(
     Raises:
         SettingsError: for a kind of which no sample has an image.
     """
-    kinds, size = list(samples), draft.width
-    measured = torch.zeros(len(kinds), len(adapters))
-    for column, adapter in enumerate(adapters):
-        trial = copy.deepcopy(draft)
-        trial.adapter = copy.deepcopy(adapter)
-        for row, kind in enumerate(kinds):
-            found = judged(trial, target, samples[kind], POSITIONS)
-            measured[row, column] = found["acceptance_length"]
-    whole = copy.deepcopy(draft)
-    settings = {"kind": "selector", "kinds": kinds, "parts": [settings_of(a) for a in adapters]}
-    selector = build(settings, size)
-    assert isinstance(selector, SelectorAdapter)
-    for part, adapter in zip(selector.parts, adapters, strict=True):
-        part.load_state_dict(adapter.state_dict())
-    keys, labels = [], []
-    for row, kind in enumerate(kinds):
-        found_keys = torch.cat([torch.zeros(0, 2 * size), *map(_keys, samples[kind])])
-        if not len(found_keys):
+    selector = selector_of(adapters, list(samples), draft.width)
+    keys = []
+    for kind, examples in samples.items():
+        keys.append(torch.cat([torch.zeros(0, 2 * draft.width), *map(_keys, examples)]))
+        if not len(keys[-1]):
             raise SettingsError(
                 f"there is no image among the samples of '{kind}'", "Kinds are of images."
             )
-        keys.append(found_keys)
-        labels += [row] * len(found_keys)
-    selector.fit(torch.cat(keys), torch.tensor(labels), measured)
+    measured = torch.zeros(len(samples), len(adapters))
+    for column, adapter in enumerate(adapters):
+        trial = copy.deepcopy(draft)
+        trial.adapter = copy.deepcopy(adapter)
+        for row, examples in enumerate(samples.values()):
+            found = judged(trial, target, examples, POSITIONS)
+            measured[row, column] = found["acceptance_length"]
+    labels = torch.arange(len(keys)).repeat_interleave(torch.tensor([len(own) for own in keys]))
+    selector.fit(torch.cat(keys), labels, measured)
     reference = next(draft.parameters())
+    whole = copy.deepcopy(draft)
     whole.adapter = selector.to(device=reference.device, dtype=reference.dtype).eval()
     return whole, measured
 

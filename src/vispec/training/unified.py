@@ -10,7 +10,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,16 @@ from vispec.training.features import Sample
 from vispec.training.pipeline import (
     HELDOUT,
     WATCHED,
-    claim_stage,
-    conclude,
+    advise,
     heldout_numbers,
+    keep,
     names_of,
     prepare,
     process_and_device,
     settings_of_stage,
     staged,
 )
+from vispec.training.questions import questions, refuse_shared
 from vispec.training.recipe import Recipe, StageRecipe
 from vispec.training.trainer import Trainer
 
@@ -67,6 +68,9 @@ def train_together(
         VispecError: for anything wrong with a recipe, its data or its target.
     """
     refuse_what_shares_nothing(recipes)
+    for recipe in recipes.values():
+        asked = {name: questions(source, name) for name, source in recipe.data.items()}
+        refuse_shared(asked, HELDOUT)
     (stages, *_) = (recipe.stages for recipe in recipes.values())
     state, _ = process_and_device(device)
     with state.main_process_first():
@@ -81,21 +85,41 @@ def train_together(
         )
         for name, recipe in recipes.items()
     ]
+    runs = [
+        replace(run, origin={**run.origin, "together": [o for o in recipes if o != name]})
+        for name, run in zip(recipes, runs, strict=True)
+    ]
     share([run.draft for run in runs])
-    seed = runs[0].recipe.seed
-    origin = {**runs[0].origin, "recipe": [run.origin["recipe"] for run in runs]}
+    origin = {
+        **runs[0].origin,
+        "recipe": {name: asdict(recipe) for name, recipe in recipes.items()},
+        "data": {
+            f"{name}/{path}": digest
+            for name, run in zip(recipes, runs, strict=True)
+            for path, digest in run.origin["data"].items()
+        },
+    }
     for number, stage in enumerate(stages):
-        claim_stage(folder, stages, number)
-        own = {name: asdict(recipe.stages[number]) for name, recipe in recipes.items()}
+        facts = {
+            name: {
+                "before": [asdict(one) for one in recipe.stages[:number]],
+                "stage": asdict(recipe.stages[number]),
+                "seed": recipe.seed,
+            }
+            for name, recipe in recipes.items()
+        }
         with state.main_process_first():
-            claim(folder / "stages" / stage.name, {"stage": own, "seed": seed}, "stage.json")
+            claim(folder / "stages" / stage.name, facts, "stage.json")
         learners = []
         for run in runs:
             parts: Any = [run.data[name] for name in run.recipe.stages[number].data]
             data: Any = ConcatDataset(parts)
             learners.append(Learner(run.draft, run.target, data, run.data[HELDOUT]))
-        run_stage_together(learners, stage, folder, seed, origin=origin)
-    return {name: conclude(run, folder / "stages") for name, run in zip(recipes, runs, strict=True)}
+        run_stage_together(learners, stage, folder, runs[0].recipe.seed, origin=origin)
+    found = [keep(run, folder / "stages") for run in runs]
+    for run, numbers in zip(runs, found, strict=True):
+        advise(run, numbers)
+    return dict(zip(recipes, found, strict=True))
 
 
 def refuse_what_shares_nothing(recipes: Mapping[str, Recipe]) -> None:
@@ -109,9 +133,16 @@ def refuse_what_shares_nothing(recipes: Mapping[str, Recipe]) -> None:
                 f"'{name}' has no adapter to share",
                 'Give it adapter = { kind = "unified", width = …, parts = [{ … }] }.',
             )
+        if name in ("stages", ""):
+            raise SettingsError(f"a recipe is called '{name}'", "Call it otherwise.")
     first, *others = recipes
     stages = [_settings(stage) for stage in recipes[first].stages]
     for name in others:
+        if recipes[name].draft.adapter != recipes[first].draft.adapter:
+            raise SettingsError(
+                f"'{first}' and '{name}' have other adapters",
+                "Give them the same width and parts.",
+            )
         if [_settings(stage) for stage in recipes[name].stages] != stages:
             raise SettingsError(
                 f"'{first}' and '{name}' have stages of other settings",
