@@ -69,8 +69,8 @@ def headline(result: Mapping[str, Any]) -> str:
         "fastest plain",
         "ViSpec",
         "ViSpec, compiled",
-        "vs `generate`",
-        "vs fastest plain",
+        "compiled vs `generate`",
+        "compiled vs fastest plain",
         "acceptance length",
         "same text",
     )

@@ -144,8 +144,25 @@ def test_a_recipe_becomes_a_draft(run: Run, pair: Pair, asked: Path, tmp_path: P
     assert ran.code == 0, ran.err
     assert "tokens a pass, greedy chain, held out" in ran.out
     assert run("info", tmp_path / "run" / "draft", "--target", pair.target).code == 0
+    (tmp_path / "run" / "draft" / "LICENSE").write_text("mine alone")
     again = run("train", file, "--out", tmp_path / "tuned", "--init", tmp_path / "run" / "draft")
     assert again.code == 0, again.err
+    # What it began with is licensed, and so is what became of it.
+    assert (tmp_path / "tuned" / "draft" / "LICENSE").read_text() == "mine alone"
+    assert "mine alone" in run("info", tmp_path / "tuned" / "draft").out
+
+
+def test_a_check_names_what_is_not_there(run: Run, pair: Pair, asked: Path, tmp_path: Path) -> None:
+    file = write(tmp_path, pair, asked)
+    ran = run("train", file, "--check")
+    assert (ran.code, ran.out.count("is not here")) == (0, 0)
+    file.write_text(file.read_text().replace(f'path = "{asked}"\nlimit', 'path = "nowhere"\nlimit'))
+    ran = run("train", file, "--check")
+    assert "[data.shown] 'nowhere' is not here: a dataset of the hub?" in ran.out
+    refused = run("train", "nope")
+    assert refused.code == 2
+    assert "there is no recipe 'nope'" in refused.err
+    assert "--list" in refused.err
 
 
 def test_a_recipe_is_checked_before_anything_is_loaded(
@@ -161,7 +178,7 @@ def test_a_recipe_is_checked_before_anything_is_loaded(
     assert not (tmp_path / "run").exists()
     assert "nowhere" in run("train", write(tmp_path, pair, asked)).err
     assert "no recipe is given" in run("train").err
-    assert "cannot be read" in run("train", "no-such-recipe", "--check").err
+    assert "there is no recipe" in run("train", "no-such-recipe", "--check").err
 
 
 def test_recipes_that_come_along_are_named(

@@ -79,12 +79,20 @@ def run(options: argparse.Namespace) -> int:
     recipes: dict[str, Recipe] = {}
     for name in options.recipe:
         file = recipe_file(name) or Path(name)
+        if not file.exists():
+            raise SettingsError(
+                f"there is no recipe '{name}'", "Give a .toml file, or one of vispec train --list."
+            )
         if file.stem in recipes:
             raise SettingsError(f"two recipes are called '{file.stem}'", "Rename one of them.")
         recipe = read_recipe(file)
         recipe = replace(recipe, target=options.target or recipe.target)
         if options.check:
             screen.put(Text(f"{file} is a recipe for {recipe.target}"))
+            for source, wanted in recipe.data.items():
+                if not Path(wanted.path).exists():
+                    said = f"[data.{source}] {wanted.path!r} is not here: a dataset of the hub?"
+                    screen.put(Text(said))
         recipes[file.stem] = recipe
     if not recipes:
         raise SettingsError("no recipe is given", "Name a .toml file, or see --list.")

@@ -17,6 +17,7 @@ import json
 import shutil
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
@@ -29,7 +30,8 @@ from torch import nn
 from torch.utils.data import ConcatDataset
 
 from vispec.adapters import build, settings_of
-from vispec.checkpoints.files import fingerprint, locate
+from vispec.checkpoints.export import carry_licence
+from vispec.checkpoints.files import fingerprint, licence, locate
 from vispec.checkpoints.registry import read
 from vispec.decoding.engine import Engine, Request
 from vispec.decoding.planner import CHAINS, TREES, fastest_tree
@@ -109,6 +111,7 @@ class Run:
         draft: on the target's device in float32.
         asked, answers, data: questions, what the target said, and what it saw, by source; of
             questions those that there are samples of.
+        init: the draft that it began with.
         origin: where all of it comes from.
     """
 
@@ -120,6 +123,7 @@ class Run:
     answers: Mapping[str, Answers]
     data: Mapping[str, Online | Store]
     origin: Mapping[str, Any]
+    init: str | None = None
 
 
 def prepare(
@@ -159,7 +163,7 @@ def prepare(
         "processes": state.num_processes,
         "recipe": asdict(recipe),
     }
-    return Run(recipe, folder, target, draft, asked, answers, data, origin)
+    return Run(recipe, folder, target, draft, asked, answers, data, origin, init)
 
 
 def claim_stage(folder: Path, stages: Sequence[StageRecipe], number: int) -> None:
@@ -566,9 +570,16 @@ def chosen_tree(
     if path.exists():
         return TreeShape(**json.loads(path.read_text()))
     requests = timed_requests(learnt, max_new_tokens)
-    print(f"choosing the fastest of {len(SHAPES)} trees on {len(requests)} questions", flush=True)
+    print(
+        f"choosing the fastest of {len(SHAPES)} trees on {len(requests)} questions; the draft is"
+        " written already, and does without if this is interrupted",
+        flush=True,
+    )
     own = copy.deepcopy(draft).to(target.dtype)
-    best = fastest_tree(lambda shape: Engine(target, own, tree=shape), SHAPES, requests)
+    with warnings.catch_warnings():
+        # That little is accepted was said as held-out acceptance.
+        warnings.filterwarnings("ignore", "of draft", UserWarning)
+        best = fastest_tree(lambda shape: Engine(target, own, tree=shape), SHAPES, requests)
     write_json(path, asdict(best))
     return best
 
@@ -604,10 +615,14 @@ def finish(run: Run, found: Mapping[str, float], tree: TreeShape | None = None) 
         + (f" Skipped: {skipped}." if skipped else ""),
         recipe=f"{stages}\n\nSeed {recipe.seed}.{together}",
         acceptance={"held out, greedy chain": found["acceptance_length"]},
+        licence=None if run.init is None else licence(locate(run.init, "draft")),
         tree=None if tree is None else asdict(tree),
     )
     fresh, kept = run.folder / "draft.tmp", run.folder / "draft"
     shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    if run.init is not None:
+        carry_licence(locate(run.init, "draft"), fresh)
     save_pretrained(copy.deepcopy(run.draft).to(torch.bfloat16), fresh, card, name=str(kept))
     facts = {
         "answers": counts,

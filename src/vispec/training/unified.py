@@ -7,6 +7,7 @@ module. They take steps in turn, so the core learns from all.
 from __future__ import annotations
 
 import json
+import logging
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -179,6 +180,8 @@ def run_stage_together(
     Args:
         stage: its steps and minutes are each draft's.
     """
+    # That the core stands in a checkpoint once is as it should be.
+    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
     place = folder / "stages" / stage.name
     count = len(learners)
     module = SharedStages([staged(one.draft, one.target, stage) for one in learners])
