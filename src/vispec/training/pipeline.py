@@ -218,14 +218,18 @@ def process_and_device(device: str) -> tuple[PartialState, Any]:
     return state, state.device if device == "auto" else device
 
 
+def identity(target: str) -> dict[str, str]:
+    """What answers depend on of a target: its name, and its weights where they are at hand."""
+    place = Path(locate(target))
+    return {"target": target, "weights": fingerprint(place) if place.is_dir() else ""}
+
+
 def claim_answers(
     recipe: Recipe, folder: Path, asked: Mapping[str, Sequence[Question]]
 ) -> dict[str, Any]:
     """Keep a folder's answers and features to one recipe's; what they depend on."""
-    place = Path(locate(recipe.target))
     facts = {
-        "target": recipe.target,
-        "weights": fingerprint(place) if place.is_dir() else "",
+        **identity(recipe.target),
         "features": recipe.features,
         "max_new_tokens": recipe.max_new_tokens,
         "questions": {name: digest(group, recipe.max_new_tokens) for name, group in asked.items()},

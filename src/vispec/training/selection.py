@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from vispec.adapters import Adapter, SelectorAdapter, build, settings_of
-from vispec.checkpoints.files import fingerprint, locate
 from vispec.decoding.engine import Engine
 from vispec.drafts.compression import compression_of
 from vispec.drafts.sequential import SequentialDraft
@@ -20,7 +19,7 @@ from vispec.runs import claim
 from vispec.targets import Target
 from vispec.training.distill import Question, digest, distill
 from vispec.training.features import Online, Sample, at_hand
-from vispec.training.pipeline import judged
+from vispec.training.pipeline import identity, judged
 
 POSITIONS = 8192
 """That a draft reads at once while it is measured, padding among them."""
@@ -52,10 +51,8 @@ def select_drafts(
     """
     refuse_other_bodies(drafts)
     target, first = engine.target, next(iter(drafts.values()))
-    place = Path(locate(target.name))
     facts = {
-        "target": target.name,
-        "weights": fingerprint(place) if place.is_dir() else "",
+        **identity(target.name),
         "kinds": {kind: digest(asked, max_new_tokens) for kind, asked in kinds.items()},
     }
     claim(folder, facts)
