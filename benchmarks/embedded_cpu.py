@@ -2,8 +2,8 @@
 
     python benchmarks/embedded_cpu.py --work /tmp/embedded-cpu --out /tmp/embedded-cpu.json
 
-One request at a time: held-out scene questions, scene descriptions and readings, greedily and
-sampled at temperature 1; photographs with ``--tasks photo --data DIR``. The methods take turns on
+One request at a time: held-out scene questions, scene descriptions and readings, and photographs
+with ``--data DIR``; greedily and sampled at temperature 1. The methods take turns on
 every item, shuffled, so that a machine that slows down slows all of them. Answers end where the
 target ends them. Trees are chosen on other items first.
 
@@ -19,7 +19,8 @@ Methods
     generate-lookup     Hugging Face, prompt lookup
     plain               our loop without a draft
     plain-compiled      the same with compiled passes
-    vispec-uncompiled   ViSpec as it comes, without compiled passes
+    vispec-uncompiled   ViSpec with the tree that it comes with, without compiled passes
+    vispec-advised      the same with compiled passes
     eagle-text, eagle   compiled trees of drafts without an adapter, trained on text alone, and on
                         the same answers for as long as ViSpec
     eagle-chain         the latter, one path
@@ -55,7 +56,7 @@ from vispec.loading_targets import load_target
 from vispec.runs import claim
 
 SCENES = ("vqa", "caption", "read")
-"""What is asked by default: rendered scenes, for which nothing has to be at hand."""
+"""Tasks of rendered scenes, for which nothing has to be at hand."""
 DRAFTS = Path(__file__).parent / "drafts"
 CODE = (
     "src/vispec/adapters",
@@ -68,6 +69,7 @@ CODE = (
     "src/vispec/loading.py",
     "src/vispec/loading_drafts.py",
     "src/vispec/loading_targets.py",
+    "src/vispec/messages.py",
     "src/vispec/training/photos.py",
     "src/vispec/training/scenes.py",
     "src/vispec/training/scene_words.py",
@@ -76,6 +78,8 @@ CODE = (
     "benchmarks/speeds.py",
 )
 """What the numbers depend on."""
+SOFTWARE = ("settings", "python", "torch", "transformers")
+"""What all repeats have in common of `conditions`."""
 
 
 def measure(
@@ -108,6 +112,7 @@ def measure(
         for name, answer in answers.items():
             line = {"repeat": repeat, "temperature": temperature, "item": index, "method": name}
             line |= {"task": item.task, "identical": answer.token_ids == true} | asdict(answer)
+            line["at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             if temperature == 0 and not line["identical"]:
                 line["gap"] = gap(item, answer.token_ids, true)
             fresh.append(line)
@@ -172,7 +177,7 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
     machines = [repeat["machine"] for repeat in result["repeats"]]
     flags = [flag for flag in machines[0]["flags"] if all(flag in m["flags"] for m in machines)]
     rows = summarise([repeat["parts"] for repeat in result["repeats"]])
-    first = {key: result["repeats"][0][key] for key in ("machine", "commit", "date", "trees")}
+    first = {key: result["repeats"][0][key] for key in ("machine", "commit")}
     common = {"threads": machines[0]["threads"], "flags": flags}
     whole = {**result, **first, "rows": [row | common for row in rows]}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -195,9 +200,9 @@ def main(argv: Iterable[str] | None = None) -> None:
     )
     parser.add_argument("--target", default="embedded", help="'embedded' or a folder")
     parser.add_argument("--drafts", type=Path, default=DRAFTS, help="folder of the other drafts")
-    parser.add_argument("--data", type=Path, help="folder with flickr8k/, for --tasks photo")
+    parser.add_argument("--data", type=Path, help="folder with flickr8k/: photographs, too")
     parser.add_argument(
-        "--tasks", nargs="+", choices=TASKS, default=SCENES, help="which (those of scenes)"
+        "--tasks", nargs="+", choices=TASKS, help="which (those that there are pictures for)"
     )
     parser.add_argument("--items", type=int, default=100, help="items a task (100)")
     parser.add_argument("--choosing", type=int, default=4, help="items a task to choose trees on")
@@ -207,6 +212,7 @@ def main(argv: Iterable[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="where the result goes, as JSON")
     given = parser.parse_args(list(argv) if argv is not None else None)
     torch.set_num_threads(given.threads)
+    given.tasks = given.tasks or (SCENES if given.data is None else TASKS)
     if "photo" in given.tasks and given.data is None:
         parser.error("photographs need --data, a folder with flickr8k/")
 
@@ -229,6 +235,8 @@ def main(argv: Iterable[str] | None = None) -> None:
         "source": source(*CODE),
     }
     machine = conditions()
+    # Processors may differ, and are named; what would be a user's own choice may not.
+    fixed |= {"software": {name: machine[name] for name in SOFTWARE}}
     # Now: others may commit while this runs, but what was imported stays.
     running = commit()
     try:
@@ -238,9 +246,10 @@ def main(argv: Iterable[str] | None = None) -> None:
     result = result_so_far(given.out, fixed)
     chosen = given.work / "trees.json"
     if result["repeats"] and not chosen.exists():
-        chosen.write_text(json.dumps(result["repeats"][0]["trees"]) + "\n")
+        chosen.write_text(json.dumps({key: result[key] for key in ("trees", "timed")}) + "\n")
     target = load_target(given.target)
-    methods, trees = build(target, drafts, items, others, chosen)
+    methods, choice = build(target, drafts, items, others, chosen)
+    result |= choice
     file = given.work / "answers.jsonl"
     if len(result["repeats"]) < given.repeats:
         warm_up(methods, items)
@@ -252,10 +261,10 @@ def main(argv: Iterable[str] | None = None) -> None:
         result["dtype"] = str(target.dtype).removeprefix("torch.")
         result["repeats"].append(
             {
-                "date": time.strftime("%Y-%m-%d"),
+                "begun": min(line["at"] for line in lines),
+                "ended": max(line["at"] for line in lines),
                 "machine": machine,
                 "commit": running,
-                "trees": trees,
                 "compiled_while_measuring": compilations() - before,
                 "parts": parts(lines, items),
             }

@@ -109,8 +109,9 @@ def ours(engine: Engine, speculate: bool = True) -> Method:
         begun = time.perf_counter()
         result = engine.generate([request(item, temperature, seed)], speculate=speculate)[0]
         seconds = time.perf_counter() - begun
-        stats = result.stats
-        return Answer(seconds, result.token_ids, result.text, stats.target_passes, stats.as_dict())
+        stats, depth = result.stats, engine.tree.depth if speculate else 0
+        told = stats.as_dict() | {"depth": depth}
+        return Answer(seconds, result.token_ids, result.text, stats.target_passes, told)
 
     return run
 
@@ -121,12 +122,16 @@ def build(
     items: Sequence[Item],
     others: Sequence[Item],
     chosen: Path,
-) -> tuple[dict[str, Method], dict[str, dict[str, int]]]:
-    """Every method, and the trees that were chosen for it on `others`.
+) -> tuple[dict[str, Method], dict[str, Any]]:
+    """Every method, and the trees that were chosen on `others`.
 
     Args:
         drafts: folders of `vispec`, `eagle` and `eagle-text`.
-        chosen: file of the trees, chosen once.
+        chosen: file of what was chosen; what is in it is not chosen again.
+
+    Returns:
+        methods by name; and `trees`, a method's, and `timed`, the tokens a second of all that it
+        was chosen from, by size, depth and width.
     """
     compiled = wrap(target.model, target.processor)
     sources = {
@@ -146,25 +151,31 @@ def build(
         "plain-compiled": ours(Engine(compiled, compile=True), speculate=False),
     }
     draft, advice = load_draft(drafts["vispec"], target)
+    advice = advice or TreeShape()
     methods["vispec-uncompiled"] = ours(Engine(target, draft, tree=advice))
-    trees = json.loads(chosen.read_text()) if chosen.exists() else {}
-    trees["vispec-uncompiled"] = asdict(advice or TreeShape())
+    draft, _ = load_draft(drafts["vispec"], compiled)
+    methods["vispec-advised"] = ours(_compiled_engine(compiled, draft, advice))
+    choice = json.loads(chosen.read_text()) if chosen.exists() else {"trees": {}, "timed": {}}
+    trees, timed = choice["trees"], choice["timed"]
+    trees |= dict.fromkeys(("vispec-uncompiled", "vispec-advised"), asdict(advice))
     for name, (folder, candidates) in sources.items():
         draft, _ = load_draft(folder, compiled)
         if name in trees:
             tree = TreeShape(**trees[name])
         else:
-            print(f"choosing the tree of {name}", file=sys.stderr)
+            print(f"choosing the tree of {name}", file=sys.stderr, flush=True)
+            rates: dict[TreeShape, float] = {}
             tree = fastest_tree(
                 partial(_compiled_engine, compiled, draft),
                 candidates,
                 [request(item, 0.0, 0) for item in others],
-                report=lambda line: print(f"  {line}", file=sys.stderr, flush=True),
+                report=rates.__setitem__,
             )
+            timed[name] = {f"{s.size}/{s.depth}/{s.width}": round(v, 1) for s, v in rates.items()}
         methods[name] = ours(_compiled_engine(compiled, draft, tree))
         trees[name] = asdict(tree)
-        chosen.write_text(json.dumps(trees, indent=1) + "\n")
-    return methods, trees
+        chosen.write_text(json.dumps(choice, indent=1) + "\n")
+    return methods, choice
 
 
 def _compiled_engine(target: Target, draft: Any, tree: TreeShape) -> Engine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ SAME_MODE = {"vispec-uncompiled": "plain"}
 PROMPT = ("encode", "vision", "prefill", "read")
 """An answer's time before its first cycle, and what little comes behind the last."""
 CYCLE = ("draft", "verify", "overhead")
-MODELS = ("vision", "prefill", "read", "draft", "verify")
-"""Stages in which a model runs, the growing of trees and the making of masks among them."""
+READING = ("vision", "prefill", "read")
+"""Stages before the first cycle in which a model runs."""
 
 Part = dict[str, Any]
 """One repeat of one method on one task at one temperature."""
@@ -51,6 +52,11 @@ def parts(lines: Sequence[dict[str, Any]], items: Sequence[Item]) -> list[Part]:
             for name in (*PROMPT[1:], *CYCLE):
                 part[f"{name}_s"] = sum(line["stats"][f"{name}_s"] for line in here)
             part["encode_s"] = sum(line["seconds"] - line["stats"]["total_s"] for line in here)
+            part["depth"] = here[0]["stats"]["depth"]
+            by_depth = [line["stats"]["accepted_by_depth"] for line in here]
+            part["accepted_by_depth"] = [
+                sum(counts) for counts in zip_longest(*by_depth, fillvalue=0)
+            ]
         made.append(part)
     return made
 
@@ -118,8 +124,7 @@ def _row(name: str, by_method: dict[str, list[Part]]) -> dict[str, Any]:
     if same in by_method:
         plain = by_method[same]
         gains = _ratios(speeds[name], speeds[same])
-        # If nothing but running the models took time.
-        bounds = _ratios(_rates(own, MODELS), speeds[same])
+        bounds = _ratios(list(map(attainable, own, plain)), speeds[same])
         cycles = _ratios(_rates(own, CYCLE), _rates(plain, CYCLE))
         row["same_mode"] = same
         row["speedup_vs_same_mode"] = statistics.median(gains)
@@ -127,6 +132,29 @@ def _row(name: str, by_method: dict[str, list[Part]]) -> dict[str, Any]:
         row["share_of_attainable"] = statistics.median(_ratios(gains, bounds))
         row["cycles_vs_same_mode"] = statistics.median(cycles)
     return row
+
+
+def attainable(part: Part, plain: Part) -> float:
+    """Tokens a second at the best depth, if nothing but running the models took time.
+
+    What a shallower tree would accept is what this one accepted down to there. Its drafting takes
+    its share of the steps; its verification lies between a pass over one token and this one's, as
+    its depth does.
+
+    Args:
+        plain: of the plain loop that is compiled as `part` is.
+    """
+    alone = plain["verify_s"] / plain["passes"]
+    draft, verify = (part[f"{stage}_s"] / part["passes"] for stage in ("draft", "verify"))
+    # Every answer's first token comes from the prefill.
+    drafted = sum(part["tokens"]) - len(part["tokens"])
+    best, accepted = drafted * alone, 0.0
+    for depth in range(1, part["depth"] + 1):
+        accepted += sum(part["accepted_by_depth"][depth - 1 : depth]) / part["passes"]
+        share = depth / part["depth"]
+        cost = share * draft + alone + share * (verify - alone)
+        best = min(best, drafted / (1 + accepted) * cost)
+    return sum(part["tokens"]) / (best + sum(part[f"{stage}_s"] for stage in READING))
 
 
 def interval(

@@ -79,6 +79,19 @@ def test_what_is_shipped_is_small_and_says_its_licence() -> None:
         assert "research use only" in (MODELS / part / "README.md").read_text()
 
 
+def test_the_repository_stays_small() -> None:
+    """What everyone clones: weights, results and pictures among it."""
+    root = Path(__file__).resolve().parent.parent
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("no git checkout")
+    sizes = [(root / name).lstat().st_size for name in listed.stdout.split("\0") if name]
+    assert max(sizes) < 16e6
+    assert sum(sizes) < 60e6
+
+
 def command(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "vispec", *words],

@@ -174,6 +174,9 @@ def test_embedded_names_a_packaged_folder_and_other_names_stay(
 ) -> None:
     monkeypatch.setattr(files, "EMBEDDED", tmp_path)
     assert locate("someone/model") == "someone/model"
+    assert locate("embedding") == "embedding"
+    with pytest.raises(CheckpointError, match=r"'embeded' is no folder here\nDid you mean 'embedd"):
+        locate("embeded", "draft")
     assert locate(Path("a") / "b") == str(Path("a") / "b")
     for role in ("target", "draft"):
         with pytest.raises(CheckpointError, match=f"no {role} in this installation"):

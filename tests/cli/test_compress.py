@@ -25,7 +25,8 @@ def test_a_smaller_draft_fits_and_says_the_same(
 def test_what_cannot_be_is_named(run: Run, pair: Pair, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("taken")
     for place, form, word in (
-        (tmp_path / "out", ("low_rank",), "rank is 0"),
+        (tmp_path / "out", ("low_rank",), "needs --rank"),
+        (tmp_path / "out", ("low_rank", "--rank", "0"), "rank is 0"),
         (tmp_path / "file", ("int8",), "cannot be written to"),
         (pair.draft, ("int8",), "own folder"),
     ):

@@ -25,14 +25,20 @@ class Pretended:
 
 
 def test_the_tree_with_the_most_tokens_a_second_is_taken_whatever_a_slow_round_took() -> None:
-    lines: list[str] = []
+    rates: dict[TreeShape, float] = {}
+    answers: list[None] = []
     trees = (TreeShape(4, 2, 2), TreeShape(8, 2, 2), TreeShape(16, 2, 2))
     taken = fastest_tree(
-        lambda tree: cast(Engine, Pretended(tree)), trees, [Request("a")], report=lines.append
+        lambda tree: cast(Engine, Pretended(tree)),
+        trees,
+        [Request("a")],
+        report=rates.__setitem__,
+        answered=lambda: answers.append(None),
     )
-    assert taken == trees[1]
-    assert len(lines) == 3
-    assert "tokens/s" in lines[0]
+    assert taken == trees[1] == max(rates, key=lambda tree: rates[tree])
+    assert tuple(rates) == trees
+    # One round before two that count.
+    assert len(answers) == 9
 
 
 def test_candidates_are_different_trees() -> None:

@@ -42,10 +42,22 @@ def test_held_out_items_are_of_the_held_out_parts(
     assert all(len(item.references) == 5 for item in found if item.task == "photo")
 
 
-def test_training_items_are_other_ones(data: Path) -> None:
+def test_training_items_are_of_the_part_that_is_learnt_from(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    scene = scenes.scene
+    monkeypatch.setattr(
+        module.scenes, "scene", lambda seed, task: seeds.append(seed) or scene(seed, task)
+    )
     one, other = held_out(data, 3), training(data, 3)
-    assert not {i.image.tobytes() for i in one} & {i.image.tobytes() for i in other}
     assert len(other) == len(one)
+    assert {scenes.split(seed) for seed in seeds[:9]} == {"heldout"}
+    assert {scenes.split(seed) for seed in seeds[9:]} == {"train"}
+    expected = {p.captions[0] for p in photos.load(data, "flickr8k", "train")}
+    captions = {item.answer for item in other if item.task == "photo"}
+    assert captions
+    assert captions <= expected
 
 
 def test_photographs_are_left_out_where_there_are_none(tmp_path: Path) -> None:

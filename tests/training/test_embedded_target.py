@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vispec.errors import VispecError
-from vispec.training import photos
+from vispec.training import photos, scenes
 from vispec.training.conversations import IGNORED, Batch
 from vispec.training.image_cache import ImageCache
 from vispec.training.pretrain import (
@@ -146,6 +146,31 @@ def test_fonts_are_recorded_and_too_few_are_warned_of(
         embedded_target.record_fonts(tmp_path)
         assert len(json.loads((tmp_path / "fonts.json").read_text())) == count
         assert ("19 fonts" in capsys.readouterr().err) == warned
+
+
+def test_what_is_learnt_from_is_the_one_part_and_what_judges_the_other(
+    two_photo_sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: dict[str, list[str]] = {}
+
+    def build(folder: Path, seeds: list[int], pictures: list[photos.Photo], workers: int) -> None:
+        assert seeds
+        assert {picture.source for picture in pictures} == {"flickr8k", "daquar"}
+        names = [photos.split(picture.path.name) for picture in pictures]
+        built[folder.name] = [scenes.split(seed) for seed in seeds] + names
+
+    def stop(*_: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(embedded_target.ImageCache, "build", build)
+    monkeypatch.setattr(embedded_target, "_tokenizer", stop)
+    plan = embedded_target.Plan(two_photo_sets, tmp_path, tmp_path, 1.0, 50, 1, 0, TOY, 1)
+    with pytest.raises(InterruptedError):
+        embedded_target.prepare(plan)
+    assert {part: set(found) for part, found in built.items()} == {
+        "train": {"train"},
+        "heldout": {"heldout"},
+    }
 
 
 def test_a_cache_gives_back_what_was_rendered(tmp_path: Path) -> None:

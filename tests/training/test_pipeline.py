@@ -179,14 +179,29 @@ def test_every_kind_of_draft_is_trained_and_used(
         assert "heldout_acceptance_length" in json.loads(lines[-1])
 
 
+def test_a_draft_that_is_written_again_says_still_what_trained_it(
+    target: Path, asked: Path, tmp_path: Path
+) -> None:
+    recipe = wanted(target, asked)
+    for command in ("the first", "again, for another tree"):
+        pipeline.train(recipe, tmp_path, command=command)
+    stated = json.loads((tmp_path / "draft" / "provenance.json").read_text())
+    assert stated["command"] == "the first"
+    longer = replace(recipe, stages=(*recipe.stages, replace(recipe.stages[-1], name="three")))
+    pipeline.train(longer, tmp_path, command="longer")
+    stated = json.loads((tmp_path / "draft" / "provenance.json").read_text())
+    assert stated["command"] == "longer"
+
+
 def test_trees_are_timed_on_questions_that_were_learnt_from_greedily_and_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
     best = pipeline.SHAPES[1]
 
-    def fastest(engine: Any, trees: Any, requests: Any) -> Any:
+    def fastest(engine: Any, trees: Any, requests: Any, rounds: int, answered: Any) -> Any:
         asked.append(requests)
+        answered()
         assert engine(best).tree == best
         return best
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -45,9 +46,15 @@ def locate(name: str | os.PathLike[str], role: str = "target") -> str:
     """Resolve `embedded` to the packaged folder of that `role`; leave any other name as it is.
 
     Raises:
-        CheckpointError: if the embedded model is not installed.
+        CheckpointError: if the embedded model is not installed, or for a name that is no folder
+            and nearly this one, which would be looked for on the hub.
     """
     if os.fspath(name) != "embedded":
+        near = difflib.get_close_matches(os.fspath(name), ["embedded"], cutoff=0.8)
+        if near and not Path(name).exists():
+            raise CheckpointError(
+                os.fspath(name), "is no folder here", fix="Did you mean 'embedded'?"
+            )
         return os.fspath(name)
     folder = EMBEDDED / role
     if not (folder / "config.json").is_file():

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from vispec.cli import options as shared
 from vispec.cli.terminal import Screen, quiet_libraries
+from vispec.errors import SettingsError
 
 DESCRIPTION = """\
 Write a smaller form of a draft: matrices of int8 with a scale for each output, or the closest
@@ -31,7 +32,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("draft", help="'embedded', a folder, or a hub name")
     parser.add_argument("folder", help="where to write; is made where it does not exist")
     parser.add_argument("--form", required=True, choices=("int8", "low_rank"), help="what to write")
-    parser.add_argument("--rank", type=int, default=0, metavar="R", help="of low_rank")
+    parser.add_argument("--rank", type=int, metavar="R", help="of low_rank, which needs it")
     shared.add_trust(parser)
     parser.set_defaults(run=run)
 
@@ -42,8 +43,10 @@ def run(options: argparse.Namespace) -> int:
     from vispec.checkpoints.export import carry_licence, write
     from vispec.drafts.compression import compress
 
+    if options.form == "low_rank" and options.rank is None:
+        raise SettingsError("low_rank needs --rank, of a matrix's smaller side a quarter or so")
     place, facts, draft = shared.rewritten(options)
-    small = compress(draft, options.form, options.rank)
+    small = compress(draft, options.form, options.rank or 0)
     with shared.written(options.folder):
         write(small, options.folder, **facts)
         carry_licence(place, options.folder)

@@ -19,13 +19,19 @@ TREES = tuple(
 CHAINS = tuple(TreeShape.chain(length) for length in (2, 3, 4, 6, 8, 10, 13, 16))
 
 
+def tell(shape: TreeShape, rate: float) -> None:
+    """Print a candidate and its speed."""
+    print(f"{shape}: {rate:.0f} tokens/s", flush=True)
+
+
 def fastest_tree(
     engine: Callable[[TreeShape], Engine],
     candidates: Sequence[TreeShape],
     requests: Sequence[Request],
     *,
     rounds: int = 2,
-    report: Callable[[str], None] = print,
+    report: Callable[[TreeShape, float], None] = tell,
+    answered: Callable[[], None] = lambda: None,
 ) -> TreeShape:
     """The candidate with the most tokens a second.
 
@@ -34,15 +40,21 @@ def fastest_tree(
         candidates: trees.
         requests: what is asked, one at a time.
         rounds: how often.
-        report: receives a line a candidate.
+        report: receives every candidate and its tokens a second.
+        answered: see `speeds`.
     """
-    rates = speeds([engine(shape) for shape in candidates], requests, rounds)
+    rates = speeds([engine(shape) for shape in candidates], requests, rounds, answered)
     for shape, rate in zip(candidates, rates, strict=True):
-        report(f"{shape}: {rate:.0f} tokens/s")
+        report(shape, rate)
     return candidates[rates.index(max(rates))]
 
 
-def speeds(engines: Sequence[Engine], requests: Sequence[Request], rounds: int = 2) -> list[float]:
+def speeds(
+    engines: Sequence[Engine],
+    requests: Sequence[Request],
+    rounds: int = 2,
+    answered: Callable[[], None] = lambda: None,
+) -> list[float]:
     """Tokens a second of each, over whole answers.
 
     All answer each request in turn, in an order that turns too, so that a machine that slows down
@@ -52,6 +64,7 @@ def speeds(engines: Sequence[Engine], requests: Sequence[Request], rounds: int =
     Args:
         requests: what is asked, one at a time.
         rounds: how often.
+        answered: called after every answer, those of the round before the counted ones included.
     """
     tokens = [0] * len(engines)
     seconds = [[float("inf")] * len(requests) for _ in engines]
@@ -65,4 +78,5 @@ def speeds(engines: Sequence[Engine], requests: Sequence[Request], rounds: int =
                     seconds[i][place] = min(seconds[i][place], time.perf_counter() - begun)
                 else:
                     tokens[i] += len(result.token_ids)
+                answered()
     return [count / max(sum(spent), 1e-9) for count, spent in zip(tokens, seconds, strict=True)]

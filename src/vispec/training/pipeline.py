@@ -52,6 +52,7 @@ from vispec.training.draft import Batches, Stage, acceptance, matrices, split
 from vispec.training.drafts import frequent, new_draft
 from vispec.training.features import Online, Sample, Store, collect
 from vispec.training.medusa import MedusaStage, medusa_acceptance
+from vispec.training.progress import Progress
 from vispec.training.provenance import provenance
 from vispec.training.questions import questions, refuse_shared
 from vispec.training.recipe import DraftRecipe, Recipe, StageRecipe
@@ -61,8 +62,8 @@ from vispec.writing import replace_folder, write_json
 HELDOUT = "heldout"
 WATCHED = f"{HELDOUT}_acceptance_length"
 """What a stage with patience waits for."""
-ASKED, LONGEST = 12, 64
-"""Questions that trees and drafts are timed on, and tokens of their answers."""
+ASKED, LONGEST, ROUNDS = 12, 64, 2
+"""Questions that trees and drafts are timed on, tokens of their answers, and how often."""
 SHAPES = (*CHAINS[2::2], *TREES)
 """Where every step costs a start of its own, and few guesses are wrong, a chain may be faster."""
 NETWORKS = {"eagle": EagleDraft, "eagle3": Eagle3Draft, "medusa": MedusaDraft}
@@ -580,10 +581,17 @@ def chosen_tree(
         flush=True,
     )
     own = copy.deepcopy(draft).to(target.dtype)
-    with warnings.catch_warnings():
+    total = (ROUNDS + 1) * len(SHAPES) * len(requests)
+    with warnings.catch_warnings(), Progress("trees", total, "answers") as progress:
         # That little is accepted was said as held-out acceptance.
         warnings.filterwarnings("ignore", "of draft", UserWarning)
-        best = fastest_tree(lambda shape: Engine(target, own, tree=shape), SHAPES, requests)
+        best = fastest_tree(
+            lambda shape: Engine(target, own, tree=shape),
+            SHAPES,
+            requests,
+            rounds=ROUNDS,
+            answered=lambda: progress.add(1, 1),
+        )
     write_json(path, asdict(best))
     return best
 
@@ -633,5 +641,9 @@ def finish(run: Run, found: Mapping[str, float], tree: TreeShape | None = None) 
         "skipped": skipped,
         "heldout": dict(found),
     }
-    write_json(fresh / "provenance.json", {**run.origin, **facts})
+    origin, told = run.origin, kept / "provenance.json"
+    # Weights that are written again, as when a tree is chosen anew, come from where they came from.
+    if told.exists() and fingerprint(kept) == fingerprint(fresh):
+        origin = json.loads(told.read_text(encoding="utf-8"))
+    write_json(fresh / "provenance.json", {**origin, **facts})
     replace_folder(fresh, kept)

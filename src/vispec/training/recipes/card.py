@@ -10,6 +10,8 @@ from vispec.training.curves import read_log
 
 LICENCE = """The weights in this folder are for research use only.
 
+For research, you may use, copy and change them, and pass them on with this notice.
+
 They were trained partly on photographs and questions of research-only data sets (Flickr8k, whose
 photographs belong to their Flickr authors, and DAQUAR, with photographs of NYU Depth v2). The
 code that trained them and the rendered scenes are under the project's own licence; the weights

@@ -40,7 +40,8 @@ picture were answered greedily, everything else at temperature 1.
 
 {training}
 
-Share of held-out positions behind which one, two and three tokens are guessed right:
+Share of held-out positions behind which one, two and three tokens are guessed right; all held-out
+questions have a picture:
 
 {curve}
 
