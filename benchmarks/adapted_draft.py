@@ -24,11 +24,11 @@ from vispec.checkpoints.files import fingerprint, locate
 from vispec.evaluation.conditions import commit, conditions
 from vispec.loading_targets import load_target
 from vispec.runs import claim
-from vispec.training import pipeline
 from vispec.training.curves import read_log
-from vispec.training.drafts import new_draft
+from vispec.training.drafts import begin, described, new_draft, started
 from vispec.training.features import Store
 from vispec.training.recipe import DraftRecipe, Recipe
+from vispec.training.stages import judged, run_stage
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,23 +52,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in ("multimodal", "heldout")
     ]
     heldout = list(stores[1])
-    known = pipeline.started(target, DraftRecipe(), str(options.former))
-    wanted = DraftRecipe(adapter=pipeline.described(known)["adapter"])
-    before = pipeline.judged(known.float(), target, heldout, SHOWN.positions)
+    known = started(target, DraftRecipe(), str(options.former))
+    wanted = DraftRecipe(adapter=described(known)["adapter"])
+    before = judged(known.float(), target, heldout, SHOWN.positions)
     stage = replace(SHOWN, minutes=options.minutes, evaluate_minutes=options.minutes / 6)
     logs = {}
     for name, init in (("begun with the former draft", options.former), ("from nothing", None)):
         folder = options.work / "adapted" / name.replace(" ", "-")
         claim(folder, {"init": fingerprint(init) if init else None, "minutes": options.minutes})
         recipe = Recipe("embedded", {}, [], wanted)
-        draft = (
-            pipeline.begin(target, recipe, {}, str(init))
-            if init
-            else new_draft(target, wanted).float()
-        )
-        pipeline.run_stage(
-            draft, target, stage, [stores[0]], heldout, folder, recipe, time.process_time
-        )
+        draft = begin(target, recipe, {}, str(init)) if init else new_draft(target, wanted).float()
+        run_stage(draft, target, stage, [stores[0]], heldout, folder, recipe, time.process_time)
         logs[name] = read_log(folder / "stages" / stage.name)
     result = {
         "command": "python benchmarks/adapted_draft.py",

@@ -55,17 +55,17 @@ from vispec.hub import save_pretrained
 from vispec.loading_drafts import load_draft
 from vispec.loading_targets import load_target
 from vispec.runs import claim
-from vispec.training import pipeline
 from vispec.training.curves import read_log
 from vispec.training.distill import Question, digest, distill, read_answers
 from vispec.training.draft import acceptance
-from vispec.training.drafts import new_draft
+from vispec.training.drafts import learnt_tokens, new_draft
 from vispec.training.features import Sample, Store, collect
 from vispec.training.losses import MULTIMODAL_STAGE
 from vispec.training.questions import Source, questions
 from vispec.training.recipe import RECIPES, DraftRecipe, Recipe, StageRecipe, read_recipe
 from vispec.training.recipes.embedded_questions import task_of
 from vispec.training.selection import select
+from vispec.training.stages import run_stage
 from vispec.writing import replace_folder, write_json
 
 GROUPS = ("heldout", "text", "multimodal")
@@ -308,7 +308,7 @@ def train_arm(
     token_map = None
     if arm.draft.vocabulary:
         answers = {name: read_answers(options.work / "answers" / name) for name in GROUPS}
-        token_map = pipeline.learnt_tokens(answers, arm.draft.vocabulary, target)
+        token_map = learnt_tokens(answers, arm.draft.vocabulary, target)
     draft: Any = new_draft(target, arm.draft, seed=seed, token_map=token_map).float()
     if arm.start:
         begun: Any = read(until(arm_folder(options, arm.start, seed) / "draft")).float()
@@ -325,7 +325,7 @@ def train_arm(
         whole = replace(stage, **length, evaluate_minutes=minutes / 6)
         own = [data[name] for name in stage.data]
         clock = time.process_time
-        pipeline.run_stage(draft, target, whole, own, heldout, folder, recipe, clock)
+        run_stage(draft, target, whole, own, heldout, folder, recipe, clock)
     keep(draft, folder)
 
 

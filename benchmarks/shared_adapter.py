@@ -30,11 +30,11 @@ from vispec.loading_drafts import load_draft
 from vispec.loading_targets import load_target
 from vispec.runs import claim
 from vispec.targets import Target
-from vispec.training import pipeline
 from vispec.training.distill import Question, digest, distill
 from vispec.training.drafts import new_draft
 from vispec.training.features import Sample, Store, collect
 from vispec.training.recipe import DraftRecipe, Recipe
+from vispec.training.stages import run_stage
 from vispec.training.unified import Learner, run_stage_together, share
 
 UNIFIED = {"kind": "unified", "width": 192, "parts": [QUERY]}
@@ -133,7 +133,7 @@ def train_own(
     draft: Any = new_draft(target, wanted).float()
     stage = replace(SHOWN, minutes=minutes, evaluate_minutes=minutes / 4)
     recipe = Recipe(target="", data={}, stages=[], draft=wanted)
-    pipeline.run_stage(draft, target, stage, [data[0]], data[1], folder, recipe, time.process_time)
+    run_stage(draft, target, stage, [data[0]], data[1], folder, recipe, time.process_time)
     keep(draft, folder)
 
 

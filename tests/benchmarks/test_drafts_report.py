@@ -13,6 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import drafts_report as report
+from ways import Result, acceptance, accepted, over, seconds
 
 KEYS = ["scene-1-vqa", "photo-0-a", "scene-2-vqa", "photo-1-b"]
 
@@ -71,30 +72,30 @@ STATED = result(
 
 
 def test_seeds_and_questions_are_pooled() -> None:
-    found = report.Result(STATED)
+    found = Result(STATED)
     assert found.seeds("query") == 2
-    assert found.value(report.acceptance, "query") == pytest.approx(80 / 20)
-    assert found.value(report.acceptance, "query", "vqa") == pytest.approx(40 / 8)
-    assert found.value(report.accepted, "none") == pytest.approx(1.0)
-    assert found.value(report.seconds, "plain") == pytest.approx(2.0)
+    assert found.value(acceptance, "query") == pytest.approx(80 / 20)
+    assert found.value(acceptance, "query", "vqa") == pytest.approx(40 / 8)
+    assert found.value(accepted, "none") == pytest.approx(1.0)
+    assert found.value(seconds, "plain") == pytest.approx(2.0)
     assert report.speedup(found, "query")[0] == pytest.approx(4.0)
     assert report.per_pass(found, "none", "draft_s") == pytest.approx(50.0)
 
 
 def test_an_interval_holds_what_is_uncertain_and_nothing_else() -> None:
-    found = report.Result(STATED)
+    found = Result(STATED)
     # Seeds accept 10 / 3 and 5 tokens a pass.
     logs = [math.log(10 / 3), math.log(5)]
     spread = ((logs[1] - logs[0]) ** 2 / 2) ** 0.5
-    assert found.spread(report.acceptance) == (pytest.approx(spread), 1)
-    value, low, high = found.ratio(report.acceptance, "query", "none")
+    assert found.spread(acceptance) == (pytest.approx(spread), 1)
+    value, low, high = found.ratio(acceptance, "query", "none")
     assert value == pytest.approx(2.0)
     # Questions of a task are alike here, and one degree of freedom says nearly nothing.
     reach = spread * 12.7 * (1 / 2 + 1) ** 0.5
     assert math.log(high / 2) == pytest.approx(reach, rel=0.3)
     assert math.log(low / 2) == pytest.approx(-reach, rel=0.3)
     # Plain decoding has no seed: what is unsure is the other side's alone.
-    _, low, high = found.ratio(report.acceptance, "none", "plain")
+    _, low, high = found.ratio(acceptance, "none", "plain")
     assert math.log(high / 2) == pytest.approx(spread * 12.7, rel=0.3)
     assert report.change((1.25, 1.1, 1.3)) == "**+25.0 % (+10.0 to +30.0)**"
     assert report.change((1.25, 0.9, 1.3)) == "+25.0 % (-10.0 to +30.0)"
@@ -104,22 +105,22 @@ def test_arms_that_differ_by_their_seeds_alone_are_hardly_ever_told_apart(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As often as 95 % intervals allow: 1 time in 20, for arms of one seed too."""
-    monkeypatch.setattr(report, "DRAWS", 300)
+    monkeypatch.setattr("ways.DRAWS", 300)
     generator = np.random.default_rng(3)
     bold = 0
     for _ in range(40):
-        ways = {"plain": measured([10] * 8, 1.0)}
+        made = {"plain": measured([10] * 8, 1.0)}
         for name in ("query_0", "query_1", "query_2", "b_0", "b_1", "b_2", "c_0", "c_1", "c_2"):
-            ways[name] = measured([1000 * math.exp(generator.normal(0, 0.015))] * 8, 1.0)
-        ways["none_0"] = measured([1000 * math.exp(generator.normal(0, 0.015))] * 8, 1.0)
-        found = report.Result(result(**ways) | {"questions": KEYS * 2})
-        bold += "**" in report.change(found.ratio(report.acceptance, "none", "query"))
+            made[name] = measured([1000 * math.exp(generator.normal(0, 0.015))] * 8, 1.0)
+        made["none_0"] = measured([1000 * math.exp(generator.normal(0, 0.015))] * 8, 1.0)
+        found = Result(result(**made) | {"questions": KEYS * 2})
+        bold += "**" in report.change(found.ratio(acceptance, "none", "query"))
     assert bold <= 6
 
 
 def test_a_draft_that_accepts_nothing_is_no_division_by_zero() -> None:
-    assert report.over(2.0, 0.0) == math.inf
-    assert report.over(2.0, 4.0) == 0.5
+    assert over(2.0, 0.0) == math.inf
+    assert over(2.0, 4.0) == 0.5
 
 
 def test_questions_are_drawn_for_both_sides_at_once() -> None:
@@ -129,8 +130,8 @@ def test_questions_are_drawn_for_both_sides_at_once() -> None:
         none_0=measured([2, 4, 8, 10], 1.0),
         plain=measured([10, 10, 10, 10], 1.0),
     )
-    found = report.Result(stated)
-    assert found.ratio(report.acceptance, "query", "none") == pytest.approx((2, 2, 2))
+    found = Result(stated)
+    assert found.ratio(acceptance, "query", "none") == pytest.approx((2, 2, 2))
 
 
 def test_what_was_made_of_the_first_seed_is_compared_with_it() -> None:
@@ -140,8 +141,8 @@ def test_what_was_made_of_the_first_seed_is_compared_with_it() -> None:
         plain=measured([10, 10, 10, 10], 1.0),
     )
     stated["measured"]["query, int8"] = measured([4, 4, 4, 4], 1.0)
-    found = report.Result(stated)
-    assert found.ratio(report.acceptance, "query, int8", "query") == pytest.approx((0.5,) * 3)
+    found = Result(stated)
+    assert found.ratio(acceptance, "query, int8", "query") == pytest.approx((0.5,) * 3)
 
 
 def test_seeds_of_a_task_differ_more_than_those_of_all() -> None:
@@ -151,12 +152,12 @@ def test_seeds_of_a_task_differ_more_than_those_of_all() -> None:
         query_0=measured([4, 5, 4, 5], 1.0),
         query_1=measured([5, 4, 5, 4], 1.0),
     )
-    found = report.Result(stated)
-    assert found.spread(report.acceptance)[0] == pytest.approx(0)
+    found = Result(stated)
+    assert found.spread(acceptance)[0] == pytest.approx(0)
     alone = math.log(5 / 4) / 2**0.5
-    assert found.spread(report.acceptance, "vqa") == (pytest.approx(alone), 1)
-    assert found.ratio(report.acceptance, "query", "plain")[1:] == pytest.approx((20 / 9,) * 2)
-    low, high = found.ratio(report.acceptance, "query", "plain", "vqa")[1:]
+    assert found.spread(acceptance, "vqa") == (pytest.approx(alone), 1)
+    assert found.ratio(acceptance, "query", "plain")[1:] == pytest.approx((20 / 9,) * 2)
+    low, high = found.ratio(acceptance, "query", "plain", "vqa")[1:]
     assert math.log(high / low) == pytest.approx(2 * alone * 12.7 / 2**0.5, rel=0.3)
 
 
@@ -168,8 +169,8 @@ def test_a_seed_that_accepts_nothing_of_a_task_spoils_no_interval() -> None:
         none_0=measured([10] * 4, 1.0),
         none_1=measured([10] * 4, 1.0),
     )
-    found = report.Result(stated)
-    deviation, freedom = found.spread(report.accepted, "vqa")
+    found = Result(stated)
+    deviation, freedom = found.spread(accepted, "vqa")
     assert freedom == 1
     assert math.isfinite(deviation)
 
@@ -182,7 +183,7 @@ def test_forms_stand_beside_the_seed_that_they_are_made_of() -> None:
     )
     stated["measured"]["query, int8"] = measured([4] * 4, 1.0)
     stated["ways"]["query, int8"] = stated["ways"]["query, seed 0"]
-    first, second = report.forms(report.Result(stated)).splitlines()[2:]
+    first, second = report.forms(Result(stated)).splitlines()[2:]
     assert "| 1 | 16 | 5.00 | 5.00 | 5.00 |" in first
     assert "| 2.50 | **-50.0 % (-50.0 to -50.0)** |" in second
 
@@ -192,12 +193,12 @@ def test_arms_at_other_rates_stand_in_a_row() -> None:
     stated = result(**{name: measured([4] * 4, 1.0) for name in names})
     for label, length in zip(stated["logs"], (2.5, 2.25, 2.75), strict=True):
         stated["logs"][label]["multimodal"][-1]["heldout_acceptance_length"] = length
-    (row,) = report.rates(report.Result(stated)).splitlines()[2:]
+    (row,) = report.rates(Result(stated)).splitlines()[2:]
     assert row == "| none (EAGLE) | 2.25 | 2.50 | 2.75 |"
 
 
 def test_tables_have_a_row_for_every_way() -> None:
-    table = report.adapters(report.Result(STATED)).splitlines()
+    table = report.adapters(Result(STATED)).splitlines()
     assert len(table) == 4
     assert table[2].startswith(
         "| query (ViSpec) | 0.02 / 0.70 (1.4) | 2 | 16 | 3.33 | 5.00 | 4.00 |  |"
@@ -207,7 +208,7 @@ def test_tables_have_a_row_for_every_way() -> None:
 
 
 def test_pictures_are_the_same_for_the_same_numbers(tmp_path: Path) -> None:
-    found = report.Result(STATED)
+    found = Result(STATED)
     for name in ("one.svg", "two.svg"):
         report.draw_ratios(found, ["query", "none"], tmp_path / name, "adapters")
         report.draw_curves(found, tmp_path / f"curves-{name}")
@@ -218,14 +219,14 @@ def test_pictures_are_the_same_for_the_same_numbers(tmp_path: Path) -> None:
 
 
 def test_a_shared_adapter_is_judged_by_how_seeds_of_others_differ() -> None:
-    ways = {"plain": [10] * 4, "own": [4] * 4, "shared": [5] * 4}
+    made = {"plain": [10] * 4, "own": [4] * 4, "shared": [5] * 4}
     facts = {
         "sizes": {kind: {"adapter_parameters": 3_000_000} for kind in ("own", "shared")},
         "core": 1_000_000,
-        "measured": {name: measured(passes, 1.0) for name, passes in ways.items()},
+        "measured": {name: measured(passes, 1.0) for name, passes in made.items()},
     }
     stated = {"questions": KEYS, "targets": {"embedded": facts}}
-    table = report.shared(stated, report.Result(STATED)).splitlines()
+    table = report.shared(stated, Result(STATED)).splitlines()
     assert "| 3.00 | 0.00 | 2.50 |  |" in table[2]
     # One degree of freedom of the others: nothing is claimed.
     assert "| 3.00 | 1.00 | 2.00 | -20.0 % (" in table[3]

@@ -1,15 +1,19 @@
-"""New drafts have the geometry of their target's decoder layers."""
+"""New drafts have the geometry of their target's decoder layers; given ones what a recipe says."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import families
+import tiny
 from vispec.drafts import Eagle3Draft, EagleDraft
+from vispec.errors import SettingsError
 from vispec.targets import wrap
-from vispec.training.drafts import new_draft, rotary_base
+from vispec.training.drafts import new_draft, refuse_another, rotary_base
 from vispec.training.recipe import DraftRecipe
 
 
@@ -38,3 +42,33 @@ def test_positions_turn_as_fast_as_the_targets() -> None:
 @pytest.mark.parametrize("family", families.FAMILIES, ids=lambda family: family.name)
 def test_every_familys_base_is_found(family: families.Family) -> None:
     assert rotary_base(family.target().text_config) >= 1000
+
+
+WORDS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "kind": ({"kind": "eagle"}, {"kind": "medusa"}, "its kind is 'eagle', not 'medusa'"),
+    "layers": ({"layers": 2}, {"kind": "eagle", "layers": 3}, "its layers is 2, not 3"),
+    "heads": ({"kind": "medusa", "heads": 3}, {"kind": "medusa", "heads": 5}, "is 3, not 5"),
+    "queries": (
+        {"adapter": {"kind": "query", "heads": 4, "queries": 1}},
+        {"adapter": {"kind": "query", "heads": 4, "queries": 8}},
+        r"'queries': 1.*, not .*'queries': 8",
+    ),
+    "fused": ({"aux_layers": [0, 1]}, {"layers": 1, "aux_layers": [0, 2]}, r"\[0, 1\], not"),
+    "vocabulary": (
+        {"kind": "eagle3", "aux_layers": [0, 1, 2], "vocabulary": 30},
+        {"kind": "eagle3", "aux_layers": [0, 1, 2]},
+        "its vocabulary is 30, not 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_draft_to_begin_with_is_told_from_what_the_recipe_describes(word: str) -> None:
+    stated, other, said = WORDS[word]
+    own = DraftRecipe(**stated)
+    fewer = torch.arange(own.vocabulary) if own.vocabulary else None
+    draft = new_draft(tiny.target(), own, token_map=fewer)
+    refuse_another(draft, own, "mine")
+    refuse_another(draft, DraftRecipe(), "mine")
+    with pytest.raises(SettingsError, match=said):
+        refuse_another(draft, DraftRecipe(**other), "mine")

@@ -113,42 +113,6 @@ KINDS: dict[str, tuple[dict[str, Any], type]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_muon_trains_the_matrices_where_a_stage_says_so(
-    target: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[Any] = []
-
-    class Looking(pipeline.Trainer):
-        def run(self) -> Any:
-            made.append(self)
-
-    monkeypatch.setattr(pipeline, "Trainer", Looking)
-    loaded = vispec.load(target).target
-    wish = DraftRecipe(**KINDS[kind][0])
-    fewer = torch.arange(30) if wish.vocabulary else None
-    draft: Any = new_draft(loaded, wish, token_map=fewer).train()
-    whole = wanted(target, tmp_path)
-    for muon in (0.0, 3.0):
-        stage = replace(whole.stages[1], muon=muon, name=f"muon {muon}", self_fed=0)
-        pipeline.run_stage(draft, loaded, stage, [["sample"]], [], tmp_path, whole)  # type: ignore[list-item]
-    alone, with_muon = made
-    assert len(alone.optimizers) == 1
-    adam, muon_ = with_muon.optimizers
-    names = {id(p): name for name, p in draft.named_parameters()}
-    taken = {names[id(p)] for group in muon_.param_groups for p in group["params"]}
-    left = {names[id(p)] for group in adam.param_groups for p in group["params"]}
-    assert taken | left == set(names.values())
-    assert not taken & left
-    assert muon_.param_groups[0]["lr"] == pytest.approx(3 * adam.param_groups[0]["lr"])
-    assert {n for n in left if n.endswith("lm_head.weight") or "norm" in n} == {
-        n for n in names.values() if n.endswith("lm_head.weight") or "norm" in n
-    }
-    assert all(draft.get_parameter(name).ndim == 2 for name in taken)
-    if kind != "medusa":
-        assert {n for n in names.values() if n.endswith("_proj.weight")} <= taken
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_draft_is_trained_and_used(
@@ -345,15 +309,15 @@ import functools, os, signal, sys
 from pathlib import Path
 sys.path[:0] = {path!r}
 from training.test_pipeline import KINDS, wanted
-from vispec.training import pipeline
-pipeline.Settings = functools.partial(pipeline.Settings, checkpoint_s=0.0)
-stage, left = pipeline.Stage.forward, [4]
+from vispec.training import pipeline, stages
+stages.Settings = functools.partial(stages.Settings, checkpoint_s=0.0)
+stage, left = stages.Stage.forward, [4]
 def dies(self, samples):
     left[0] -= 1
     if not left[0]:
         os.kill(os.getpid(), signal.SIGKILL)
     return stage(self, samples)
-pipeline.Stage.forward = dies
+stages.Stage.forward = dies
 target, asked, out = map(Path, sys.argv[1:])
 pipeline.train(wanted(target, asked, 4, **KINDS["vispec"][0]), out)
 """
@@ -391,36 +355,6 @@ def test_features_online_train_as_kept_ones(target: Path, asked: Path, tmp_path:
     assert not (tmp_path / "online" / "features").exists()
 
 
-WORDS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "kind": ({"kind": "eagle"}, {"kind": "medusa"}, "its kind is 'eagle', not 'medusa'"),
-    "layers": ({"layers": 2}, {"kind": "eagle", "layers": 3}, "its layers is 2, not 3"),
-    "heads": ({"kind": "medusa", "heads": 3}, {"kind": "medusa", "heads": 5}, "is 3, not 5"),
-    "queries": (
-        {"adapter": {"kind": "query", "heads": 4, "queries": 1}},
-        {"adapter": {"kind": "query", "heads": 4, "queries": 8}},
-        r"'queries': 1.*, not .*'queries': 8",
-    ),
-    "fused": ({"aux_layers": [0, 1]}, {"layers": 1, "aux_layers": [0, 2]}, r"\[0, 1\], not"),
-    "vocabulary": (
-        {"kind": "eagle3", "aux_layers": [0, 1, 2], "vocabulary": 30},
-        {"kind": "eagle3", "aux_layers": [0, 1, 2]},
-        "its vocabulary is 30, not 0",
-    ),
-}
-
-
-@pytest.mark.parametrize("word", WORDS)
-def test_a_draft_to_begin_with_is_told_from_what_the_recipe_describes(word: str) -> None:
-    stated, other, said = WORDS[word]
-    own = DraftRecipe(**stated)
-    fewer = torch.arange(own.vocabulary) if own.vocabulary else None
-    draft = new_draft(tiny.target(), own, token_map=fewer)
-    pipeline.refuse_another(draft, own, "mine")
-    pipeline.refuse_another(draft, DraftRecipe(), "mine")
-    with pytest.raises(SettingsError, match=said):
-        pipeline.refuse_another(draft, DraftRecipe(**other), "mine")
-
-
 def test_what_acceptance_is_measured_on_is_not_learnt_from(
     target: Path, asked: Path, tmp_path: Path
 ) -> None:
@@ -431,25 +365,6 @@ def test_what_acceptance_is_measured_on_is_not_learnt_from(
     with pytest.raises(SettingsError, match=r"share 1 questions, 'shown-rows-1' for one"):
         pipeline.train(replace(whole, data=data), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_an_adapter_without_weights_cannot_be_trained_alone(
-    target: Path, asked: Path, tmp_path: Path
-) -> None:
-    whole, loaded = wanted(target, asked), tiny.target()
-    draft = new_draft(loaded, DraftRecipe(adapter=ADAPTERS["hidden"]))
-    stage = replace(whole.stages[0], train="adapter")
-    with pytest.raises(SettingsError, match="nothing that learns"):
-        pipeline.run_stage(draft, loaded, stage, [], [], tmp_path, whole)
-
-
-def test_an_adapter_that_there_is_not_cannot_be_trained(
-    target: Path, asked: Path, tmp_path: Path
-) -> None:
-    whole = wanted(target, asked)
-    stage = replace(whole.stages[0], train="adapter")
-    with pytest.raises(SettingsError, match="there is no adapter"):
-        pipeline.run_stage(tiny.draft(queries=None), tiny.target(), stage, [], [], tmp_path, whole)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import vispec
 from drafts.test_reading import QUERY
 from training.test_pipeline import asked, target, wanted
 from vispec.errors import SettingsError, VispecError
-from vispec.training import pipeline
+from vispec.training import stages
 from vispec.training.draft import Stage
 from vispec.training.recipe import DraftRecipe, Recipe
 from vispec.training.unified import train_together
@@ -71,8 +71,8 @@ def test_drafts_of_several_targets_have_one_core(
         forward = Stage.forward
         patch.setattr(Stage, "forward", dies)
         # Of every step, so that it ends in the middle of a stage.
-        often = functools.partial(pipeline.Settings, checkpoint_s=0.0)
-        patch.setattr(pipeline, "Settings", often)
+        often = functools.partial(stages.Settings, checkpoint_s=0.0)
+        patch.setattr(stages, "Settings", often)
         with pytest.raises(KeyboardInterrupt):
             train_together(given, tmp_path / "killed")
     assert train_together(given, tmp_path / "killed") == found

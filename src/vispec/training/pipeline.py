@@ -16,9 +16,8 @@ import copy
 import json
 import shutil
 import statistics
-import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -26,47 +25,33 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from torch import nn
-from torch.utils.data import ConcatDataset
 
-from vispec.adapters import build, settings_of
 from vispec.checkpoints.export import carry_licence
 from vispec.checkpoints.files import fingerprint, licence, locate
-from vispec.checkpoints.registry import read
 from vispec.decoding.engine import Engine, Request
 from vispec.decoding.planner import CHAINS, TREES, fastest_tree
 from vispec.decoding.tree import TreeShape
-from vispec.drafts import Eagle3Draft, EagleDraft
-from vispec.drafts.compression import compression_of
-from vispec.drafts.medusa import MedusaDraft
 from vispec.errors import SettingsError, VispecError
 from vispec.hub import Card, save_pretrained
-from vispec.loading_drafts import load_draft, share_embedding
+from vispec.loading_drafts import load_draft
 from vispec.loading_targets import load_target
 from vispec.runs import claim
 from vispec.targets import Target
-from vispec.training.chains import joined
 from vispec.training.curves import draw
 from vispec.training.distill import Answers, Question, digest, distill, read_answers
-from vispec.training.draft import Batches, Stage, acceptance, matrices, split
-from vispec.training.drafts import frequent, new_draft
-from vispec.training.features import Online, Sample, Store, collect
-from vispec.training.medusa import MedusaStage, medusa_acceptance
+from vispec.training.drafts import begin, check_draft
+from vispec.training.features import Online, Store, collect
 from vispec.training.progress import Progress
 from vispec.training.provenance import provenance
 from vispec.training.questions import questions, refuse_shared
-from vispec.training.recipe import DraftRecipe, Recipe, StageRecipe
-from vispec.training.trainer import Settings, Trainer
+from vispec.training.recipe import HELDOUT, Recipe
+from vispec.training.stages import claim_stage, judged, run_stage
 from vispec.writing import replace_folder, write_json
 
-HELDOUT = "heldout"
-WATCHED = f"{HELDOUT}_acceptance_length"
-"""What a stage with patience waits for."""
 ASKED, LONGEST, ROUNDS = 12, 64, 2
 """Questions that trees and drafts are timed on, tokens of their answers, and how often."""
 SHAPES = (*CHAINS[2::2], *TREES)
 """Where every step costs a start of its own, and few guesses are wrong, a chain may be faster."""
-NETWORKS = {"eagle": EagleDraft, "eagle3": Eagle3Draft, "medusa": MedusaDraft}
 
 
 def train(
@@ -165,13 +150,6 @@ def prepare(
         "recipe": asdict(recipe),
     }
     return Run(recipe, folder, target, draft, asked, answers, data, origin, init)
-
-
-def claim_stage(folder: Path, stages: Sequence[StageRecipe], number: int) -> None:
-    """Keep a stage's folder to what came before it."""
-    before = {"before": [asdict(one) for one in stages[:number]]}
-    with PartialState().main_process_first():
-        claim(folder / "stages" / stages[number].name, before, "before.json")
 
 
 def keep(run: Run, logs: Path) -> dict[str, float]:
@@ -278,111 +256,6 @@ def answer(
     }
 
 
-def check_draft(target: Target, wanted: DraftRecipe, init: str | None = None) -> None:
-    """Raise `VispecError` if the target cannot have a draft, before it answers anything."""
-    if init is not None:
-        draft = started(target, wanted, init)
-        draft.check(target)
-        if compression_of(draft) is not None:
-            raise SettingsError(
-                f"'{init}' is a compressed draft, which learns no more",
-                "Begin with the draft that it was made of.",
-            )
-    elif wanted.vocabulary > target.vocab_size:
-        raise SettingsError(
-            f"the draft has a vocabulary of {wanted.vocabulary} tokens, and {target.name} of"
-            f" {target.vocab_size}",
-            "Give fewer, or none for all.",
-        )
-    else:
-        with torch.device("meta"):
-            draft = new_draft(target, wanted)
-    depth = target.text_config.num_hidden_layers
-    if missing := [layer for layer in draft.feature_layers(target) if layer > depth]:
-        raise SettingsError(
-            f"aux_layers has {missing[0]}, and {target.name} has {depth} layers",
-            f"What they read and what the last one gives is counted from 0 to {depth}.",
-        )
-
-
-def begin(target: Target, recipe: Recipe, answers: Mapping[str, Answers], init: str | None) -> Any:
-    """The draft before its training, on the target's device in float32."""
-    torch.manual_seed(recipe.seed)
-    wanted, token_map = recipe.draft, None
-    if init is not None:
-        draft = started(target, wanted, init)
-        share_embedding(draft, target)
-    else:
-        if wanted.vocabulary:
-            token_map = learnt_tokens(answers, wanted.vocabulary, target)
-        draft = new_draft(target, wanted, seed=recipe.seed, token_map=token_map)
-    return draft.to(device=target.device, dtype=torch.float32).requires_grad_(True).train()
-
-
-def started(target: Target, wanted: DraftRecipe, init: str) -> Any:
-    """The draft to begin with; one without an adapter takes the recipe's, as ViSpec's EAGLE does.
-
-    Raises:
-        SettingsError: if it is another than the recipe describes.
-    """
-    draft: Any = read(init)
-    refuse_another(draft, wanted, init)
-    if wanted.adapter is not None and draft.adapter is None:
-        draft.take(build(wanted.adapter, draft.width), bias=draft.config.fc_bias)
-    return draft.to(device=target.device, dtype=target.dtype)
-
-
-def learnt_tokens(answers: Mapping[str, Answers], count: int, target: Target) -> torch.Tensor:
-    """The most frequent tokens of the answers, those that drafts are judged by left out."""
-    told = [found for name, found in answers.items() if name != HELDOUT]
-    said = (answer.token_ids for found in told for answer in found.values())
-    return frequent(said, count, target.vocab_size)
-
-
-def refuse_another(draft: Any, wanted: DraftRecipe, init: str) -> None:
-    """Raise if a draft to begin with is not what the recipe describes, where it describes one."""
-    if wanted == DraftRecipe():
-        return
-    meant = {name: getattr(wanted, name) for name in ("kind", "layers", "vocabulary")}
-    if wanted.heads is not None:
-        meant["heads"] = wanted.heads
-    if wanted.aux_layers is not None or wanted.kind == "eagle":
-        meant["aux_layers"] = list(wanted.aux_layers or ())
-    own = described(draft)
-    if own.get("adapter") is not None:
-        meant["adapter"] = None
-        if wanted.adapter is not None:
-            with torch.device("meta"):
-                meant["adapter"] = settings_of(build(wanted.adapter, draft.width))
-    # As a file states them.
-    own, meant = json.loads(json.dumps([own, meant]))
-    other = [name for name, value in meant.items() if own.get(name) != value]
-    if other:
-        said = "; ".join(f"its {name} is {own.get(name)!r}, not {meant[name]!r}" for name in other)
-        raise SettingsError(
-            f"'{init}' is another draft than the recipe describes: {said}",
-            "Leave [draft] out of the recipe.",
-        )
-
-
-def described(draft: Any) -> dict[str, Any]:
-    """A draft in a recipe's words."""
-    kind = next((kind for kind, made in NETWORKS.items() if isinstance(draft, made)), None)
-    if kind is None:
-        return {"kind": type(draft).__name__}
-    c = draft.config
-    if kind == "medusa":
-        return {"kind": kind, "layers": c.layers, "heads": c.heads, "vocabulary": 0}
-    known = getattr(c, "draft_vocab_size", c.vocab_size)
-    return {
-        "kind": kind,
-        "layers": c.num_hidden_layers,
-        "vocabulary": 0 if known == c.vocab_size else known,
-        "aux_layers": list(c.aux_layers or ()),
-        "adapter": None if draft.adapter is None else settings_of(draft.adapter),
-    }
-
-
 def look_up(
     target: Target,
     recipe: Recipe,
@@ -421,143 +294,6 @@ def look_up(
     if state.is_main_process:
         print(f"features of {name}: {store.bytes_per_token:.0f} bytes a position", flush=True)
     return store
-
-
-def run_stage(
-    draft: Any,
-    target: Target,
-    stage: StageRecipe,
-    data: Sequence[Sequence[Sample]],
-    heldout: Sequence[Sample],
-    folder: Path,
-    recipe: Recipe,
-    clock: Callable[[], float] = time.monotonic,
-    origin: Mapping[str, Any] | None = None,
-) -> None:
-    """Train one stage to its end.
-
-    Args:
-        clock: counts its minutes.
-        origin: where its checkpoints come from.
-
-    Raises:
-        VispecError: if the stage was begun with other settings.
-    """
-    place = folder / "stages" / stage.name
-    with PartialState().main_process_first():
-        claim(place, {"stage": asdict(stage), "seed": recipe.seed}, "stage.json")
-    module = staged(draft, target, stage)
-    parts: Any = data
-    whole: Any = ConcatDataset(parts)
-    batches = Batches(whole, stage.batch, recipe.seed, stage.positions)
-    Trainer(
-        module,
-        batches,
-        lambda model, samples: model(samples),
-        settings_of_stage(stage, place, clock),
-        evaluate=lambda model: heldout_numbers(model.draft, target, heldout, stage),
-        split=split,
-        load=batches.load,
-        hidden=matrices(module),
-        weigh=Stage.weight,
-        names=names_of,
-        origin=origin,
-    ).run()
-
-
-def staged(draft: Any, target: Target, stage: StageRecipe) -> nn.Module:
-    """A draft with what a stage asks of it; what is not to learn is frozen."""
-    draft.train().requires_grad_(True)
-    adapter = getattr(draft, "adapter", None)
-    if stage.train != "all":
-        if adapter is None:
-            raise SettingsError(
-                f"stage '{stage.name}' trains the {stage.train}: there is no adapter"
-            )
-        joins = [adapter, *([draft.img_fc] if draft.img_fc is not None else [])]
-        draft.requires_grad_(stage.train == "draft")
-        for part in joins:
-            part.requires_grad_(stage.train == "adapter")
-        if not any(parameter.requires_grad for parameter in draft.parameters()):
-            raise SettingsError(
-                f"stage '{stage.name}' trains the {stage.train}, which has nothing that learns"
-            )
-    if isinstance(draft, MedusaDraft):
-        return MedusaStage(draft, target, stage.losses, decay=stage.decay)
-    return Stage(
-        draft,
-        target,
-        stage.losses,
-        self_fed=stage.self_fed,
-        noise=stage.noise,
-        relative_noise=stage.relative_noise,
-        decay=stage.decay,
-    )
-
-
-def settings_of_stage(
-    stage: StageRecipe, place: Path, clock: Callable[[], float], times: int = 1
-) -> Settings:
-    """A stage in the trainer's words.
-
-    Args:
-        place: folder of the stage.
-        times: by which steps and minutes are more.
-    """
-    return Settings(
-        place,
-        stage.learning_rate,
-        budget_s=times * stage.minutes * 60 or None,
-        budget_steps=times * stage.steps or None,
-        warmup_share=stage.warmup,
-        weight_decay=stage.weight_decay,
-        matrix_rate=stage.muon,
-        clip_norm=stage.clip,
-        clip_value=stage.clip_value,
-        autocast=stage.bf16,
-        accumulate=stage.accumulate,
-        ema=stage.ema,
-        evaluate_s=times * stage.evaluate_minutes * 60,
-        evaluate_steps=times * stage.evaluate_steps,
-        watch=WATCHED,
-        patience=stage.patience,
-        clock=clock,
-    )
-
-
-def heldout_numbers(
-    draft: Any, target: Target, heldout: Sequence[Sample], stage: StageRecipe
-) -> dict[str, float]:
-    """What `judged` finds, as logs call it."""
-    found = judged(draft, target, heldout, stage.positions)
-    return {f"{HELDOUT}_{name}": value for name, value in found.items()}
-
-
-def names_of(samples: Sequence[Sample]) -> str:
-    """What a batch is called, for messages."""
-    return ", ".join(sample.key for sample in samples)
-
-
-def judged(
-    draft: Any, target: Target, samples: Sequence[Sample], positions: int
-) -> dict[str, float]:
-    """What greedy chains accept of samples.
-
-    Args:
-        positions: of what is run at once, as of a stage.
-    """
-    measure: Any = medusa_acceptance if isinstance(draft, MedusaDraft) else acceptance
-    was = draft.training
-    draft.eval()
-    parts, counts = [], []
-    batches = Batches(samples, 8, 0, positions)
-    for start in range(0, len(samples), batches.size):
-        for group in batches.load(range(start, min(start + batches.size, len(samples)))):
-            parts.append(measure(draft, target, group))
-            counts.append(Stage.weight(group))
-    draft.train(was)
-    found = joined(parts, counts)
-    return {k: v for k, v in found.items() if k not in ("cycles", "said")}
 
 
 def chosen_tree(

@@ -21,6 +21,8 @@ from vispec.training.questions import Source
 
 RECIPES = Path(__file__).parent / "recipes"
 """Where those lie that come along."""
+HELDOUT = "heldout"
+"""The source of questions that acceptance is measured on."""
 STRICT = ConfigDict(extra="forbid")
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
@@ -170,7 +172,7 @@ class Recipe:
 
     def check(self) -> None:
         """Raise `SettingsError` for what no type tells."""
-        if "heldout" not in self.data:
+        if HELDOUT not in self.data:
             raise SettingsError("the recipe has no [data.heldout]", "Acceptance is measured on it.")
         if not self.stages:
             raise SettingsError("the recipe has no [[stages]]")
@@ -185,11 +187,11 @@ class Recipe:
                 raise SettingsError(f"{where} learns from '{unknown[0]}'", f"Known are {known}.")
             for draft in (self.draft, *self.candidates):
                 stage.fits(draft)
-            if "heldout" in stage.data:
+            if HELDOUT in stage.data:
                 raise SettingsError(f"{where} learns from heldout", "Learn from something else.")
-        unseen = self.data["heldout"]
+        unseen = self.data[HELDOUT]
         for name, source in self.data.items():
-            if name != "heldout" and source.overlaps(unseen):
+            if name != HELDOUT and source.overlaps(unseen):
                 raise SettingsError(
                     f"[data.{name}] and [data.heldout] may share rows of {source.path!r}",
                     "What acceptance is measured on must not be learnt from: use first and limit.",

@@ -19,7 +19,8 @@ from vispec.runs import claim
 from vispec.targets import Target
 from vispec.training.distill import Question, digest, distill
 from vispec.training.features import Online, Sample, at_hand
-from vispec.training.pipeline import identity, judged
+from vispec.training.pipeline import identity
+from vispec.training.stages import judged
 
 POSITIONS = 8192
 """That a draft reads at once while it is measured, padding among them."""

@@ -24,20 +24,10 @@ from vispec.runs import claim
 from vispec.targets import Target
 from vispec.training.draft import Batches, Stage, matrices, split
 from vispec.training.features import Sample
-from vispec.training.pipeline import (
-    HELDOUT,
-    WATCHED,
-    advise,
-    heldout_numbers,
-    keep,
-    names_of,
-    prepare,
-    process_and_device,
-    settings_of_stage,
-    staged,
-)
+from vispec.training.pipeline import advise, keep, prepare, process_and_device
 from vispec.training.questions import questions, refuse_shared
-from vispec.training.recipe import Recipe, StageRecipe
+from vispec.training.recipe import HELDOUT, Recipe, StageRecipe
+from vispec.training.stages import WATCHED, heldout_numbers, names_of, settings_of_stage, staged
 from vispec.training.trainer import Trainer
 
 Turn = tuple[int, list[Sample]]

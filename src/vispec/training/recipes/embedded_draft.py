@@ -23,8 +23,8 @@ from vispec.drafts import EagleDraft
 from vispec.errors import SettingsError
 from vispec.loading import load
 from vispec.training.distill import Question
-from vispec.training.pipeline import HELDOUT
 from vispec.training.questions import Source, questions
+from vispec.training.recipe import HELDOUT
 from vispec.training.recipes.card import judged, table, training_of, write_licence
 from vispec.training.recipes.embedded_questions import task_of
 
