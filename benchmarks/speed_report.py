@@ -126,8 +126,8 @@ def summary(result: Mapping[str, Any]) -> str:
         f"a time: {_measured(result)} In brackets, where 95 % of draws of as many other items "
         "would lie. *ViSpec* is what `vispec.load` gives, *compiled* what it gives with "
         f"`compile=True`, *chain* that with {_shape(result, HEADLINE)}. At temperature 0 the aims "
-        f"were {aims}; 3.22x is the most that ViSpec's paper reports. ViSpec's draft reads every image token "
-        f"here, and has a global vector. {untimed}"
+        f"were {aims}; 3.22x is the most that ViSpec's paper reports. ViSpec's draft reads every "
+        f"image token here, and has a global vector. {untimed}"
         "[Every method, and where the time goes](docs/speed.md)."
     )
 
