@@ -26,7 +26,6 @@ import copy
 import hashlib
 import json
 import re
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -66,7 +65,7 @@ from vispec.training.recipe import RECIPES, DraftRecipe, Recipe, StageRecipe, re
 from vispec.training.recipes.embedded_questions import task_of
 from vispec.training.selection import select
 from vispec.training.stages import run_stage
-from vispec.writing import replace_folder, write_json
+from vispec.writing import replacing, write_json
 
 GROUPS = ("heldout", "text", "multimodal")
 """Questions that drafts are judged by and learn from."""
@@ -331,10 +330,8 @@ def train_arm(
 
 def keep(draft: Any, folder: Path) -> None:
     """A trained draft in `folder/draft`, which is there whole or not at all."""
-    unfinished = folder / "draft.tmp"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    save_pretrained(draft.to(torch.bfloat16).eval(), unfinished)
-    replace_folder(unfinished, folder / "draft")
+    with replacing(folder / "draft") as fresh:
+        save_pretrained(draft.to(torch.bfloat16).eval(), fresh)
 
 
 def measure(target: Any, trained: Sequence[Trained], options: argparse.Namespace) -> None:

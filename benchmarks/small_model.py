@@ -26,7 +26,7 @@ from vispec.targets import Target
 from vispec.training.draft import Batches, Beside, split
 from vispec.training.features import Sample
 from vispec.training.trainer import Settings, Trainer
-from vispec.writing import replace_folder
+from vispec.writing import replacing
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,8 @@ def train_small(
         load=batches.load,
         weigh=small.weight,
     ).run()
-    write(target, small, folder / "draft.tmp")
-    replace_folder(folder / "draft.tmp", folder / "draft")
+    with replacing(folder / "draft") as fresh:
+        write(target, small, fresh)
 
 
 def write(target: Target, small: Sibling | Stranger, folder: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from full_disk import full
-from vispec.writing import former, replace_folder, saving, write_json
+from vispec.writing import former, replacing, saving, write_json
 
 
 def test_a_full_disk_is_said_by_every_library_alike(tmp_path: Path) -> None:
@@ -36,10 +36,21 @@ def test_a_file_of_json_is_whole(tmp_path: Path) -> None:
 def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
     kept = tmp_path / "draft"
     for said in ("one", "two"):
-        fresh = tmp_path / "draft.tmp"
-        fresh.mkdir()
-        (fresh / "file").write_text(said)
-        replace_folder(fresh, kept)
+        with replacing(kept) as fresh:
+            (fresh / "file").write_text(said)
         assert (kept / "file").read_text() == said
         assert not fresh.exists()
         assert not former(kept).exists()
+
+
+def test_a_folder_that_was_not_finished_takes_no_place(tmp_path: Path) -> None:
+    kept = tmp_path / "some" / "draft"
+    with replacing(kept) as fresh:
+        (fresh / "file").write_text("one")
+    with pytest.raises(ZeroDivisionError), replacing(kept) as fresh:
+        (fresh / "file").write_text(str(1 // 0))
+    assert (kept / "file").read_text() == "one"
+    # What is left of it is not taken for a part of the next.
+    (fresh / "left").touch()
+    with replacing(kept) as fresh:
+        assert not list(fresh.iterdir())

@@ -44,6 +44,16 @@ def replace_folder(fresh: Path, kept: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def replacing(kept: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of `kept` once all of it is written."""
+    fresh = kept.with_name(f"{kept.name}.tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    yield fresh
+    replace_folder(fresh, kept)
+
+
 def former(kept: Path) -> Path:
     """Where a folder is while another takes its place."""
     return kept.with_name(f"{kept.name}.old")

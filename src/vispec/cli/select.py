@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -77,9 +76,9 @@ def run(options: argparse.Namespace) -> int:
     from vispec.loading_targets import load_target
     from vispec.training.questions import Source, questions
     from vispec.training.selection import select_drafts
-    from vispec.writing import replace_folder
+    from vispec.writing import replacing
 
-    fresh, kept = options.out / "draft.tmp", options.out / "draft"
+    kept = options.out / "draft"
     for name in options.drafts:
         if Path(name).exists():
             refuse_own_folder(name, kept)
@@ -114,11 +113,9 @@ def run(options: argparse.Namespace) -> int:
             licence=licence(place),
             tree=None if tree is None else asdict(tree),
         )
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        carry_licence(place, fresh)
-        save_pretrained(draft, fresh, card, name=str(kept))
-        replace_folder(fresh, kept)
+        with replacing(kept) as fresh:
+            carry_licence(place, fresh)
+            save_pretrained(draft, fresh, card, name=str(kept))
     table = Table("tokens a pass, greedy chain", *drafts, box=None)
     for name, row in zip(kinds, lengths.tolist(), strict=True):
         cells = [f"{value:.2f}{' *' if value == max(row) else ''}" for value in row]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 import statistics
 import warnings
 from collections.abc import Mapping, Sequence
@@ -46,7 +45,7 @@ from vispec.training.provenance import provenance
 from vispec.training.questions import questions, refuse_shared
 from vispec.training.recipe import HELDOUT, Recipe
 from vispec.training.stages import claim_stage, judged, run_stage
-from vispec.writing import replace_folder, write_json
+from vispec.writing import replacing, write_json
 
 ASKED, LONGEST, ROUNDS = 12, 64, 2
 """Questions that trees and drafts are timed on, tokens of their answers, and how often."""
@@ -366,20 +365,18 @@ def finish(run: Run, found: Mapping[str, float], tree: TreeShape | None = None) 
         licence=None if run.init is None else licence(locate(run.init, "draft")),
         tree=None if tree is None else asdict(tree),
     )
-    fresh, kept = run.folder / "draft.tmp", run.folder / "draft"
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
-    if run.init is not None:
-        carry_licence(locate(run.init, "draft"), fresh)
-    save_pretrained(copy.deepcopy(run.draft).to(torch.bfloat16), fresh, card, name=str(kept))
     facts = {
         "answers": counts,
         "skipped": skipped,
         "heldout": dict(found),
     }
-    origin, told = run.origin, kept / "provenance.json"
-    # Weights that are written again, as when a tree is chosen anew, come from where they came from.
-    if told.exists() and fingerprint(kept) == fingerprint(fresh):
-        origin = json.loads(told.read_text(encoding="utf-8"))
-    write_json(fresh / "provenance.json", {**origin, **facts})
-    replace_folder(fresh, kept)
+    kept, origin = run.folder / "draft", run.origin
+    told = kept / "provenance.json"
+    with replacing(kept) as fresh:
+        if run.init is not None:
+            carry_licence(locate(run.init, "draft"), fresh)
+        save_pretrained(copy.deepcopy(run.draft).to(torch.bfloat16), fresh, card, name=str(kept))
+        # Weights written again, as when a tree is chosen anew, come from where they came from.
+        if told.exists() and fingerprint(kept) == fingerprint(fresh):
+            origin = json.loads(told.read_text(encoding="utf-8"))
+        write_json(fresh / "provenance.json", {**origin, **facts})
