@@ -163,7 +163,7 @@ def run_stage_together(
     clock: Callable[[], float] = time.monotonic,
     origin: Mapping[str, Any] | None = None,
 ) -> None:
-    """Train one stage of drafts that share a core to its end; see `pipeline.run_stage`.
+    """Train one stage of drafts that share a core to its end; see `stages.run_stage`.
 
     Args:
         stage: its steps and minutes are each draft's.
