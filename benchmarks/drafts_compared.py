@@ -185,7 +185,7 @@ CODE = tuple(f"src/vispec/{part}" for part in ("adapters", "decoding", "drafts",
 """What answers are timed of."""
 LONGEST = 112
 """Tokens of an answer, at most."""
-COUNTS = ("new_tokens", "target_passes", "drafted_tokens")
+COUNTS = ("new_tokens", "target_passes", "accepted_tokens")
 TIMES = ("vision_s", "prefill_s", "read_s", "draft_s", "verify_s", "overhead_s")
 """What is kept of every answer's `Stats`."""
 SAME = "same_text"

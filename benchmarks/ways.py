@@ -55,7 +55,7 @@ def acceptance(way: Way, seeds: np.ndarray, places: np.ndarray) -> float:
 def accepted(way: Way, seeds: np.ndarray, places: np.ndarray) -> float:
     """Draft tokens a pass."""
     pick = np.ix_(seeds, places)
-    return float(way["drafted_tokens"][pick].sum() / way["target_passes"][pick].sum())
+    return float(way["accepted_tokens"][pick].sum() / way["target_passes"][pick].sum())
 
 
 def seconds(way: Way, seeds: np.ndarray, places: np.ndarray) -> float:

@@ -24,7 +24,7 @@ def measured(passes: list[Any], seconds: float, same: bool = True) -> dict[str, 
     return {
         "new_tokens": [11] * len(passes),
         "target_passes": passes,
-        "drafted_tokens": [10 - p for p in passes],
+        "accepted_tokens": [10 - p for p in passes],
         "vision_s": nothing,
         "prefill_s": nothing,
         "read_s": nothing,

@@ -66,7 +66,7 @@ def test_plain_gives_the_same_tokens(run: Run, pair: Pair, photo: Path, sampling
     drafted = json.loads(run("generate", *words).out)
     plain = json.loads(run("generate", "--plain", *words).out)
     assert drafted["token_ids"] == plain["token_ids"]
-    assert plain["stats"]["drafted_tokens"] == 0
+    assert plain["stats"]["accepted_tokens"] == 0
 
 
 def test_the_prompt_may_come_from_a_pipe(
@@ -101,7 +101,7 @@ def test_another_target_without_a_draft_decodes_plainly_and_says_so(run: Run, pa
     assert ran.code == 0
     assert "no --draft given" in ran.err
     assert "plainly" in ran.err
-    assert json.loads(ran.out)["stats"]["drafted_tokens"] == 0
+    assert json.loads(ran.out)["stats"]["accepted_tokens"] == 0
     quiet = run("generate", "--target", pair.target, "--draft", "none", "-n", 4, QUESTION)
     assert quiet.code == 0
     assert quiet.err == ""

@@ -403,7 +403,7 @@ def test_a_stream_tells_which_tokens_the_draft_proposed(target: Target) -> None:
     several = [piece for piece in pieces if len(piece.token_ids) > 1]
     hidden = sum(len(piece.token_ids) - 1 for piece in several)
     told = sum(piece.drafted for piece in [*single, *several])
-    assert told <= stream.result.stats.drafted_tokens <= told + hidden
+    assert told <= stream.result.stats.accepted_tokens <= told + hidden
     assert told > 10
     assert not pieces[0].drafted
     assert not any(p.drafted for p in engine.stream("the", speculate=False, **options))
@@ -463,17 +463,17 @@ def test_the_numbers_of_an_answer_fit_together(engine: Engine, accept: Any) -> N
         assert stats.new_tokens == len(result.token_ids)
         images = [image.convert("RGB") for image in request.images]  # type: ignore[union-attr]
         assert stats.prompt_tokens == len(engine.target.encode(request.prompt, images))
-        assert sum(stats.accepted_by_depth) == stats.drafted_tokens
+        assert sum(stats.accepted_by_depth) == stats.accepted_tokens
         assert stats.accepted_by_depth == sorted(stats.accepted_by_depth, reverse=True)
         assert all(n <= stats.target_passes for n in stats.accepted_by_depth)
         # The first token is the prefill's; every pass adds its accepted tokens and a bonus, but
         # an end inside a tree leaves the last pass without one.
-        undrafted = stats.new_tokens - 1 - stats.drafted_tokens
+        undrafted = stats.new_tokens - 1 - stats.accepted_tokens
         assert stats.target_passes - 1 <= undrafted <= stats.target_passes or not undrafted
         if stats.target_passes:
             length = (stats.new_tokens - 1) / stats.target_passes
             assert stats.acceptance_length == pytest.approx(length)
-            assert stats.accepted_per_pass == stats.drafted_tokens / stats.target_passes
+            assert stats.accepted_per_pass == stats.accepted_tokens / stats.target_passes
         times = [v for k, v in stats.as_dict().items() if k.endswith("_s") and "per" not in k]
         assert all(value >= 0 for value in times)
         assert stats.total_s == pytest.approx(sum(times) / 2)  # the parts, and their sum
@@ -482,7 +482,7 @@ def test_the_numbers_of_an_answer_fit_together(engine: Engine, accept: Any) -> N
 
 def test_a_plain_answer_takes_a_pass_for_every_token_but_the_first(engine: Engine) -> None:
     stats = engine.generate("a", max_new_tokens=9, ignore_eos=True, speculate=False).stats
-    assert (stats.new_tokens, stats.target_passes, stats.drafted_tokens) == (9, 8, 0)
+    assert (stats.new_tokens, stats.target_passes, stats.accepted_tokens) == (9, 8, 0)
     assert stats.acceptance_length == 1
     assert sum(stats.accepted_by_depth) == 0
 

@@ -88,7 +88,7 @@ def test_every_token_is_told_once_and_none_behind_the_end() -> None:
         assert [token for token, _ in told] == job.token_ids
         assert 1 not in job.token_ids[:-1]
         assert (job.finish_reason == "stop") == (job.token_ids[-1] == 1)
-        assert sum(drafted for _, drafted in told) == job.stats.drafted_tokens
+        assert sum(drafted for _, drafted in told) == job.stats.accepted_tokens
         assert not told[0][1]
 
 

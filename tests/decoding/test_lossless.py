@@ -129,7 +129,7 @@ def test_greedy_equals_generate_in_float64_for_every_tree_and_batch(frequent_eos
     )
     for name, drafted in (("oracle", True), ("wrong", False)):
         stats = [job.stats for job in done[name]]
-        share = sum(s.drafted_tokens for s in stats) / sum(s.target_passes for s in stats)
+        share = sum(s.accepted_tokens for s in stats) / sum(s.target_passes for s in stats)
         assert (share > 0.5) == drafted, (name, share)
     assert answers(target, None, jobs(target, asked, limits), TreeShape(), 4) == expected
 

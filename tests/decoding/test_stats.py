@@ -21,7 +21,7 @@ def test_passes_are_counted_as_by_hand() -> None:
         drafted = [min(accepted, emitted) for accepted, emitted in passes]
         assert stats.target_passes == len(passes)
         assert stats.new_tokens == 1 + sum(emitted for _, emitted in passes)
-        assert stats.drafted_tokens == sum(drafted)
+        assert stats.accepted_tokens == sum(drafted)
         deepest = max(accepted for accepted, _ in passes)
         by_depth = [sum(d > depth for d in drafted) for depth in range(deepest)]
         assert stats.accepted_by_depth == by_depth

@@ -118,7 +118,7 @@ def test_greedy_text_is_generates_own_in_every_tree_and_batch(family: Family, wh
     ):
         work = jobs(target, asked)
         assert answers(target, draft, work, shape, slots) == expected
-        accepted = sum(job.stats.drafted_tokens for job in work)
+        accepted = sum(job.stats.accepted_tokens for job in work)
         assert accepted > sum(job.stats.target_passes for job in work) / 2
     assert answers(target, None, jobs(target, asked), TreeShape(), 3) == expected
 

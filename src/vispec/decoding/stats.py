@@ -18,7 +18,7 @@ class Stats:
         prompt_tokens: positions of the prompt, image tokens included.
         new_tokens: tokens of the answer, an end-of-sequence token included.
         target_passes: verification passes; the prefill, which gives the first token, is not one.
-        drafted_tokens: accepted tokens that came from the draft.
+        accepted_tokens: tokens of the answer that the draft had proposed.
         accepted_by_depth: how many passes accepted a draft token at depth 1, 2, …
         vision_s: until the decoder first ran: the vision tower and projector.
         prefill_s: the prompt in the decoder, and the first token.
@@ -31,7 +31,7 @@ class Stats:
     prompt_tokens: int = 0
     new_tokens: int = 0
     target_passes: int = 0
-    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     accepted_by_depth: list[int] = field(default_factory=list)
     vision_s: float = 0.0
     prefill_s: float = 0.0
@@ -58,13 +58,13 @@ class Stats:
     @property
     def accepted_per_pass(self) -> float:
         """Draft tokens per verification pass, without the bonus."""
-        return self.drafted_tokens / self.target_passes if self.target_passes else 0.0
+        return self.accepted_tokens / self.target_passes if self.target_passes else 0.0
 
     def count(self, accepted: int, emitted: int) -> None:
         """Take in one pass: `accepted` draft tokens on the path, `emitted` tokens of the answer."""
         self.target_passes += 1
         self.new_tokens += emitted
-        self.drafted_tokens += min(accepted, emitted)
+        self.accepted_tokens += min(accepted, emitted)
         depths = self.accepted_by_depth
         depths += [0] * (accepted - len(depths))
         for depth in range(min(accepted, emitted)):
@@ -98,7 +98,7 @@ class Watch:
         """Take in what finished answers cost."""
         for one in stats:
             self._passes += one.target_passes
-            self._accepted += one.drafted_tokens
+            self._accepted += one.accepted_tokens
         if self._warned or self._passes < self.PASSES:
             return
         if self._accepted < self.LEAST * self._passes:
