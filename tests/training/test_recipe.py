@@ -193,7 +193,10 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path, text: str | None) -> No
 COME_ALONG = sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
-@pytest.mark.parametrize("name", [name for name in COME_ALONG if name != "embedded"])
+OF_VISPEC = [name for name in COME_ALONG if name not in ("embedded", "embedded-eagle3")]
+
+
+@pytest.mark.parametrize("name", OF_VISPEC)
 def test_recipes_that_come_along_have_the_papers_stages(name: str) -> None:
     text, multimodal = read_recipe(RECIPES / f"{name}.toml").stages
     assert (text.name, text.losses) == ("text", losses.TEXT_STAGE)
@@ -202,6 +205,14 @@ def test_recipes_that_come_along_have_the_papers_stages(name: str) -> None:
     more = {"soft_cross_entropy": 4.0} if built_in else {}
     assert (multimodal.name, multimodal.losses) == ("multimodal", losses.MULTIMODAL_STAGE | more)
     assert (text.self_fed, multimodal.self_fed) == (0, 3 if built_in else 1)
+
+
+def test_the_recipe_of_eagle3_has_its_papers_training() -> None:
+    found = read_recipe(RECIPES / "embedded-eagle3.toml")
+    (stage,) = found.stages
+    # Tokens alone are learnt, three further steps of drafting among them (arXiv 2503.01840).
+    assert (found.draft.kind, stage.losses) == ("eagle3", {"soft_cross_entropy": 1.0})
+    assert (stage.self_fed, stage.noise, stage.relative_noise) == (3, 0.0, 0.0)
 
 
 def test_the_built_in_draft_and_the_eagle_beside_it_differ_by_the_adapter_alone() -> None:
