@@ -29,6 +29,14 @@ EXAMPLES: dict[str, Any] = {
     "stacked": [POOLING, {"kind": "mlp", "inner": 8}],
     "query behind others": [{"kind": "transformer", "heads": 2, "inner": 8}, QUERY],
     "elastic": {"kind": "elastic", "parts": [POOLING, {"kind": "hidden"}, QUERY]},
+    "elastic before another": [
+        {"kind": "elastic", "parts": [POOLING, {"kind": "pruning", "keep": 5}]},
+        {"kind": "mlp", "inner": 8, "reconstruct": 0.5},
+    ],
+    "elastic that may hide, behind another": [
+        POOLING,
+        {"kind": "elastic", "parts": [{"kind": "hidden"}, QUERY]},
+    ],
     "unified": {"kind": "unified", "width": 8, "parts": [{"kind": "pruning", "keep": 3}]},
     "selector": {"kind": "selector", "parts": [POOLING, QUERY], "kinds": ["one", "other"]},
 }
@@ -131,6 +139,15 @@ def test_every_kind_is_tried_here() -> None:
         ({"kind": "mlp", "inner": 4, "layers": 1}, ["at least 2", "linear"]),
         ([{"kind": "pooling", "keep": 3}, {"kind": "hiden"}], ["'hiden'"]),
         ({"kind": "query", "heads": 0}, ["query"]),
+        ({"kind": "query", "heads": 5}, ["5 heads do not divide a width of 12"]),
+        ({"kind": "linear", "hidden_size": 3}, ["hidden_size", "takes nothing"]),
+        ({"kind": "pooling", "keep": 3, "settings": {}}, ["settings", "takes keep"]),
+        ([{"kind": "hidden"}, QUERY], ["may leave nothing"]),
+        ([{"kind": "elastic", "parts": [POOLING, {"kind": "hidden"}]}, QUERY], ["leave nothing"]),
+        (
+            [{"kind": "unified", "width": 8, "parts": [{"kind": "hidden"}]}, {"kind": "linear"}],
+            ["may leave nothing"],
+        ),
     ],
 )
 def test_what_cannot_be_built_is_named(settings: Any, words: list[str]) -> None:

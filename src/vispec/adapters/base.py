@@ -59,6 +59,8 @@ class Adapter(nn.Module):
     """Whether it looks at what is asked."""
     keeps: bool = False
     """Whether the draft reads an image's own tokens too, before what is made of them."""
+    hides: bool = False
+    """Whether it may leave nothing of an image."""
     rows: bool = False
     """Whether it is given the draft's rows, in which the target's features are, rather than
     embeddings alone; any adapter can be built so."""

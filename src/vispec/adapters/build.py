@@ -39,6 +39,8 @@ KINDS: dict[str, type[Adapter]] = {
     "unified": UnifiedAdapter,
 }
 """What can be asked for; the last four are made of others, their `parts`."""
+RESERVED = frozenset({"hidden_size", "settings"})
+"""Arguments of adapters that are no settings."""
 FITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "int": (lambda value: type(value) is int and value > 0, "a count"),
     "float": (
@@ -70,6 +72,9 @@ def build(settings: Mapping[str, Any] | Sequence[Mapping[str, Any]], hidden_size
     kind, rows = given.pop("kind", None), given.pop("rows", False)
     if not isinstance(kind, str) or kind not in KINDS:
         raise SettingsError(f"there is no adapter '{kind}'", f"Known are {', '.join(KINDS)}.")
+    wanted = inspect.signature(KINDS[kind])
+    for name in RESERVED & given.keys():
+        raise SettingsError(f"adapter '{kind}' has no setting '{name}'", _taken(wanted))
     arguments: dict[str, Any] = {"hidden_size": hidden_size}
     if "parts" in given:
         if not isinstance(given["parts"], list | tuple) or not given["parts"]:
@@ -86,7 +91,6 @@ def build(settings: Mapping[str, Any] | Sequence[Mapping[str, Any]], hidden_size
                 " rows",
                 "Such an adapter is used alone; rows = true belongs to the whole.",
             )
-    wanted = inspect.signature(KINDS[kind])
     types = {name: one.annotation for name, one in wanted.parameters.items()} | {"rows": "bool"}
     for name, value in {**given, "rows": rows}.items():
         fits, said = FITS.get(str(types.get(name)), (lambda _: True, ""))
@@ -100,11 +104,15 @@ def build(settings: Mapping[str, Any] | Sequence[Mapping[str, Any]], hidden_size
         return made
     # torch asserts that heads divide the width.
     except (TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError) as error:
-        options = [name for name in wanted.parameters if name not in ("hidden_size", "settings")]
         raise SettingsError(
-            f"adapter '{kind}' cannot be built of {dict(settings)}: {error}",
-            f"It takes {', '.join(options) or 'nothing'}.",
+            f"adapter '{kind}' cannot be built of {dict(settings)}: {error}", _taken(wanted)
         ) from error
+
+
+def _taken(wanted: inspect.Signature) -> str:
+    """What an adapter takes."""
+    options = [name for name in wanted.parameters if name not in RESERVED]
+    return f"It takes {', '.join(options) or 'nothing'}."
 
 
 def settings_of(adapter: Adapter) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class ElasticAdapter(Adapter):
         self.gate = nn.Linear(2 * hidden_size, len(parts))
         self.temperature = temperature
         self.has_global = any(part.has_global for part in parts)
+        self.hides = any(part.hides for part in parts)
 
     def choice(self, visual: Tensor, mask: Tensor | None, question: Tensor | None) -> Tensor:
         """`[b, parts]` logits of the gate."""

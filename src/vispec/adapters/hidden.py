@@ -14,6 +14,8 @@ class HiddenAdapter(Adapter):
         hidden_size: `d`.
     """
 
+    hides = True
+
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
 

@@ -35,6 +35,8 @@ class QueryAdapter(Adapter):
     ) -> None:
         super().__init__(heads=heads, queries=queries, bias=bias, beside=beside)
         self.keeps = beside
+        if hidden_size % heads:
+            raise ValueError(f"{heads} heads do not divide a width of {hidden_size}")
         head_dim = hidden_size // heads
         self.q = nn.Parameter(torch.randn(queries, heads, head_dim) * head_dim**-0.5)
         self.k_proj = nn.Linear(hidden_size, heads * head_dim, bias=bias)

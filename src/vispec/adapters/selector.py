@@ -38,6 +38,7 @@ class SelectorAdapter(Adapter):
         super().__init__(parts=list(settings), kinds=list(kinds))
         self.parts, self.kinds = nn.ModuleList(parts), list(kinds)
         self.has_global = any(part.has_global for part in parts)
+        self.hides = any(part.hides for part in parts)
         self.means: Tensor
         self.best: Tensor
         self.register_buffer("means", torch.zeros(len(kinds), 2 * hidden_size))

@@ -16,7 +16,7 @@ class StackedAdapter(Adapter):
     The global vector is the first one that any of them makes.
 
     Args:
-        parts: what is applied, in this order.
+        parts: what is applied, in this order; what may leave nothing of an image comes last.
     """
 
     def __init__(self, parts: Sequence[Adapter], settings: Sequence[Mapping[str, Any]]) -> None:
@@ -24,6 +24,9 @@ class StackedAdapter(Adapter):
         self.parts = nn.ModuleList(parts)
         self.has_global = any(part.has_global for part in parts)
         self.asks = any(part.asks for part in parts)
+        self.hides = parts[-1].hides
+        if any(part.hides for part in parts[:-1]):
+            raise ValueError("one that may leave nothing of an image stands before another")
 
     def forward(
         self, visual: Tensor, mask: Tensor | None = None, question: Tensor | None = None

@@ -30,6 +30,7 @@ class UnifiedAdapter(Adapter):
         self.enter = nn.Linear(hidden_size, width, bias=False)
         self.leave = nn.Linear(width, hidden_size, bias=False)
         self.has_global, self.asks = self.core.has_global, self.core.asks
+        self.hides = self.core.hides
 
     def forward(
         self, visual: Tensor, mask: Tensor | None = None, question: Tensor | None = None
