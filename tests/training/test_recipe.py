@@ -124,6 +124,12 @@ def test_a_recipe_is_what_it_states() -> None:
         ),
         ({"stages__0__losses": {"features": -1.0}}, [r"losses\.features", "greater than"]),
         ({"stages__0__losses": {"features": float("nan")}}, [r"losses\.features"]),
+        ({"stages__0__losses": {"features": 0.0}}, ["no loss has a weight"]),
+        (
+            {"stages__0__train": "adapter", "draft__adapter": {"kind": "hidden"}},
+            ["stage 'text' trains the adapter", "no weights"],
+        ),
+        ({"draft__adapter": {"kind": "linear", "hidden_size": 3}}, ["hidden_size"]),
         ({"stages__0__name": ".."}, [r"stages\.0\.name"]),
         ({"draft__vocabulary": 100}, ["eagle has no vocabulary", "eagle3"]),
         ({"draft__heads": 3}, ["eagle has no heads", "medusa"]),

@@ -137,8 +137,8 @@ def weighted(weights: Mapping[str, float]) -> Callable[[Guess], Tensor]:
         SettingsError: for a loss that there is not.
     """
     unknown = [name for name in weights if name not in LOSSES]
-    if unknown or not weights:
-        said = f"there is no loss '{unknown[0]}'" if unknown else "no loss is given"
+    if unknown or not any(weights.values()):
+        said = f"there is no loss '{unknown[0]}'" if unknown else "no loss has a weight"
         raise SettingsError(said, f"Known are {', '.join(LOSSES)}.")
     parts = [(weight, LOSSES[name]) for name, weight in weights.items()]
 

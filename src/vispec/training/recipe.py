@@ -14,7 +14,7 @@ import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from vispec.adapters import build
+from vispec.adapters import Adapter, build
 from vispec.errors import SettingsError
 from vispec.training.losses import weighted
 from vispec.training.questions import Source
@@ -66,9 +66,13 @@ class DraftRecipe:
                 "a selector is not trained but measured",
                 "Train its parts, and put them together by vispec select.",
             )
-        # Of a width that all heads divide, without its memory, to see if the settings make sense.
+        self.sketched()  # to see if the settings make sense
+
+    def sketched(self) -> Adapter:
+        """The adapter without its memory, of a width that all heads divide."""
+        assert self.adapter is not None
         with torch.device("meta"):
-            build(self.adapter, math.lcm(64, *_heads(self.adapter)))
+            return build(self.adapter, math.lcm(64, *_heads(self.adapter)))
 
 
 def _heads(stated: Any) -> Iterator[int]:
@@ -137,6 +141,8 @@ class StageRecipe:
         where = f"stage '{self.name}'"
         if self.train != "all" and draft.adapter is None:
             raise SettingsError(f"{where} trains the {self.train}: there is no adapter")
+        if self.train == "adapter" and not list(draft.sketched().parameters()):
+            raise SettingsError(f"{where} trains the adapter, which has no weights")
         if "features" in self.losses and draft.kind != "eagle":
             raise SettingsError(
                 f"{where} has a loss of features, and {draft.kind} guesses tokens",
@@ -186,6 +192,7 @@ class Recipe:
                 known = ", ".join(self.data)
                 raise SettingsError(f"{where} learns from '{unknown[0]}'", f"Known are {known}.")
             for draft in (self.draft, *self.candidates):
+                draft.check()
                 stage.fits(draft)
             if HELDOUT in stage.data:
                 raise SettingsError(f"{where} learns from heldout", "Learn from something else.")
@@ -199,8 +206,6 @@ class Recipe:
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise SettingsError(f"stages share a name: {', '.join(names)}")
-        for draft in (self.draft, *self.candidates):
-            draft.check()
 
 
 def recipe_file(name: str) -> Path | None:
