@@ -27,9 +27,17 @@ def claim(folder: Path, facts: Mapping[str, Any], name: str = "run.json") -> Non
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, facts)
     kept = json.loads(path.read_text())
+    if told := _differences(kept, facts):
+        raise VispecError(f"{folder} is of another run: {'; '.join(told)}; give another folder")
+
+
+def _differences(kept: Mapping[str, Any], facts: Mapping[str, Any], within: str = "") -> list[str]:
+    """What differs, each by its own name rather than that of a table that it is in."""
+    found = []
     for name in dict.fromkeys((*facts, *kept)):
-        if kept.get(name) != facts.get(name):
-            raise VispecError(
-                f"{folder} is of another run: {name} was {kept.get(name)!r},"
-                f" now it is {facts.get(name)!r}; give another folder"
-            )
+        was, now = kept.get(name), facts.get(name)
+        if isinstance(was, dict) and isinstance(now, dict):
+            found += _differences(was, now, f"{within}{name}.")
+        elif was != now:
+            found.append(f"{within}{name} was {was!r}, now it is {now!r}")
+    return found
