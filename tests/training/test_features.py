@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 import talking
@@ -173,6 +174,43 @@ def test_shards_are_not_made_again_unless_they_are_damaged(
         for one, other in zip(made, collect(target, questions, answers, tmp_path), strict=True):
             same(one, other)
         assert looked == ["2", "3"]
+
+
+def test_a_sample_of_other_bytes_is_left_out_and_named(
+    target: Target,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its file is opened without a word, and its numbers would be learnt from."""
+    monkeypatch.setattr(features, "SHARD", 3)
+    made = list(collect(target, *asked(6), tmp_path))
+    shard = tmp_path / "features-000003.safetensors"
+    whole = shard.read_bytes()
+    numbers = safetensors.torch.load(whole)["1.features"].view(torch.uint8)
+    start = whole.index(numbers.numpy().tobytes())
+    for damaged in (whole, whole[: start + 9] + b"\x55" + whole[start + 10 :]):
+        shard.write_bytes(damaged)
+        store = Store(tmp_path, target)
+        found = list(store)
+        if damaged is whole:
+            assert [one.key for one in found] == ["0", "1", "2", "3", "4", "5"]
+            assert store.damaged == []
+    assert [one.key for one in found] == ["0", "1", "2", "3", "5", "5"]
+    same(store[4], made[5])
+    same(store[-2], made[5])
+    assert store.damaged == [f"sample 1 of {shard}"]
+    assert capsys.readouterr().err.count("left out damaged features: sample 1 of ") == 1
+    with pytest.raises(IndexError):
+        store[6]
+
+
+def test_features_that_are_all_damaged_are_refused(target: Target, tmp_path: Path) -> None:
+    collect(target, *asked(1), tmp_path)
+    (shard,) = tmp_path.iterdir()
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\x55")
+    with pytest.raises(VispecError, match="are damaged"):
+        Store(tmp_path, target)[0]
 
 
 def test_a_picture_that_is_damaged_since_is_left_out_and_named(

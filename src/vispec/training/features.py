@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -137,8 +137,9 @@ class Online(Sequence[Sample]):
 class Store(Sequence[Sample]):
     """Samples kept in a folder, a shard of them a file, read when they are asked for.
 
-    Embeddings of text are looked up again rather than kept. A shard that is damaged is left out,
-    and named in `damaged`.
+    Embeddings of text are looked up again rather than kept. A shard that cannot be opened is left
+    out. A sample that is no more what was written, which is looked at when it is first read, stands
+    for the next one that is. Both are named in `damaged`.
 
     Args:
         folder: made by `collect`.
@@ -153,14 +154,18 @@ class Store(Sequence[Sample]):
         for path in sorted(folder.glob("features-*.safetensors")):
             try:
                 with safe_open(path, "pt") as file:
-                    count = int((file.metadata() or {})["samples"])
+                    facts = file.metadata() or {}
+                    count = len(json.loads(facts["sums"]))
             except (SafetensorError, OSError, KeyError, ValueError) as error:
-                self.damaged.append(f"{path} ({error})")
+                self._leave_out(f"{path} ({error})")
                 continue
             self.places += [(path, i) for i in range(count)]
-        for name in self.damaged:
-            print(f"left out a damaged shard of features: {name}", file=sys.stderr, flush=True)
+        self._whole: dict[int, bool] = {}
         self._opened = lru_cache(maxsize=256)(lambda path: _Shard(path, target.embedding))
+
+    def _leave_out(self, what: str) -> None:
+        self.damaged.append(what)
+        print(f"left out damaged features: {what}", file=sys.stderr, flush=True)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -168,9 +173,25 @@ class Store(Sequence[Sample]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        path, place = self.places[index]
-        sample: Sample = self._opened(path).sample(place)
-        return sample if self.layered else replace(sample, features=sample.hidden)
+        first = range(len(self))[index]
+        for number in (*range(first, len(self)), *range(first)):
+            if self._is_whole(number):
+                path, place = self.places[number]
+                sample: Sample = self._opened(path).sample(place)
+                return sample if self.layered else replace(sample, features=sample.hidden)
+        raise VispecError(f"all features in {self.folder} are damaged; remove them, and repeat")
+
+    def _is_whole(self, number: int) -> bool:
+        """Whether a sample is what was written."""
+        if number not in self._whole:
+            path, place = self.places[number]
+            try:
+                self._whole[number] = self._opened(path).is_whole(place)
+            except (SafetensorError, OSError):
+                self._whole[number] = False
+            if not self._whole[number]:
+                self._leave_out(f"sample {place} of {path}")
+        return self._whole[number]
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
@@ -268,7 +289,9 @@ def _write(
     precision: Precision,
 ) -> None:
     tensors: dict[str, Tensor] = {}
+    sums = []
     for i, sample in enumerate(made):
+        own: dict[str, Tensor] = {}
         # What is no token's own embedding is kept: images.
         ids = sample.ids.to(target.embedding.weight.device)
         kept = (target.embedding(ids).cpu() != sample.embeddings).any(-1)
@@ -279,24 +302,20 @@ def _write(
             ("shown", sample.embeddings[kept]),
         ):
             for part, tensor in _packed(value, precision).items():
-                tensors[f"{i}.{name}{part}"] = tensor
-        tensors[f"{i}.kept"] = kept
-        tensors[f"{i}.ids"] = sample.ids.int()
-        tensors[f"{i}.image_index"] = sample.image_index.to(torch.int16)
-        tensors[f"{i}.tokens"] = sample.tokens.int()
-        tensors[f"{i}.positions"] = sample.positions.int()
+                own[f"{name}{part}"] = tensor
+        own["kept"], own["ids"], own["tokens"] = kept, sample.ids.int(), sample.tokens.int()
+        own["image_index"] = sample.image_index.to(torch.int16)
+        own["positions"] = sample.positions.int()
+        sums.append(_sum(own[name] for name in sorted(own)))
+        tensors |= {f"{i}.{name}": value.contiguous() for name, value in own.items()}
     facts = {
-        "samples": str(len(made)),
         "positions": str(sum(len(sample.features) for sample in made)),
         "keys": json.dumps([sample.key for sample in made]),
         "asked": json.dumps(asked),
+        "sums": json.dumps(sums),
     }
     with saving(path):
-        save_file(
-            {name: value.contiguous() for name, value in tensors.items()},
-            path.with_suffix(".tmp"),
-            metadata=facts,
-        )
+        save_file(tensors, path.with_suffix(".tmp"), metadata=facts)
     path.with_suffix(".tmp").replace(path)
 
 
@@ -317,7 +336,7 @@ def _whole(path: Path, group: Sequence[Question]) -> bool:
             keys = json.loads(facts.get("asked", facts.get("keys", "[]")))
     except (SafetensorError, OSError, ValueError):
         return False
-    return bool(keys == [question.key for question in group])
+    return "sums" in facts and bool(keys == [question.key for question in group])
 
 
 class _Shard:
@@ -326,7 +345,14 @@ class _Shard:
     def __init__(self, path: Path, embedding: nn.Embedding) -> None:
         self.file, self.embedding = safe_open(path, "pt"), embedding
         self.names = frozenset(self.file.keys())
-        self.asked: list[str] = json.loads((self.file.metadata() or {})["keys"])
+        facts = self.file.metadata() or {}
+        self.asked: list[str] = json.loads(facts["keys"])
+        self.sums: list[int] = json.loads(facts["sums"])
+
+    def is_whole(self, i: int) -> bool:
+        """Whether a sample is what was written."""
+        names = sorted(name for name in self.names if name.startswith(f"{i}."))
+        return _sum(self.file.get_tensor(name) for name in names) == self.sums[i]
 
     def sample(self, i: int) -> Sample:
         ids, tokens = self._part(i, "ids").long(), self._part(i, "tokens").long()
@@ -354,6 +380,17 @@ class _Shard:
         if f"{i}.{name}.scale" in self.names:
             return value * self._part(i, f"{name}.scale")
         return value
+
+
+def _sum(tensors: Iterable[Tensor]) -> int:
+    """Of all bytes, eight at once, so that it costs hardly more than reading them."""
+    found = 0
+    for tensor in tensors:
+        flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+        whole = len(flat) // 8 * 8
+        words = flat[:whole].clone().view(torch.int64)
+        found = (31 * found + int(words.sum()) + int(flat[whole:].sum())) % (1 << 63)
+    return found
 
 
 def _packed(value: Tensor, precision: Precision) -> dict[str, Tensor]:
