@@ -25,6 +25,7 @@ import argparse
 import copy
 import hashlib
 import json
+import random
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from drafts_report import BESIDE, FULL
+from drafts_report import BESIDE, EMBEDDED, FULL
 from small_model import Small, train_small
 from vispec.adapters import settings_of
 from vispec.adapters.elastic import ElasticAdapter
@@ -60,6 +61,7 @@ from vispec.training.draft import acceptance
 from vispec.training.drafts import learnt_tokens, new_draft
 from vispec.training.features import Sample, Store, collect
 from vispec.training.losses import MULTIMODAL_STAGE
+from vispec.training.provenance import provenance
 from vispec.training.questions import Source, questions
 from vispec.training.recipe import RECIPES, DraftRecipe, Recipe, StageRecipe, read_recipe
 from vispec.training.recipes.embedded_questions import task_of
@@ -89,7 +91,8 @@ RESAMPLER = {"kind": "resampler", "heads": 3, "queries": 16, "inner": 384}
 TEXT, SHOWN = read_recipe(RECIPES / "embedded-eagle.toml").stages
 TEXT = replace(TEXT, minutes=0.05)
 SHOWN = replace(SHOWN, minutes=0.95, self_fed=1)
-"""As what became the built-in draft, but with the paper's one self-fed pass: more pay off late."""
+"""As what became the built-in draft, but with as many self-fed passes as ViSpec's paper, one: more
+pay off late."""
 TOKENS = replace(
     SHOWN,
     losses={"soft_cross_entropy": 1.0},
@@ -181,6 +184,9 @@ ARMS |= {
     for word, factor in RATES.items()
 }
 
+COMMAND = "python benchmarks/drafts_compared.py"
+PROVENANCE = "provenance.json"
+"""Beside every trained arm."""
 CODE = tuple(f"src/vispec/{part}" for part in ("adapters", "decoding", "drafts", "targets"))
 """What answers are timed of."""
 LONGEST = 112
@@ -298,6 +304,8 @@ def train_arm(
     if (folder / "draft").exists():
         return
     print(f"training {folder.name}", flush=True)
+    origin = provenance(COMMAND, options.work / "answers")
+    write_json(folder / PROVENANCE, origin)
     layered = isinstance(arm.draft, DraftRecipe) and arm.draft.aux_layers is not None
     data = {name: Store(path, target, layered=layered) for name, path in stores.items()}
     heldout: list[Sample] = list(data["heldout"])
@@ -324,7 +332,7 @@ def train_arm(
         whole = replace(stage, **length, evaluate_minutes=minutes / 6)
         own = [data[name] for name in stage.data]
         clock = time.process_time
-        run_stage(draft, target, whole, own, heldout, folder, recipe, clock)
+        run_stage(draft, target, whole, own, heldout, folder, recipe, clock, origin)
     keep(draft, folder)
 
 
@@ -350,8 +358,12 @@ def measure(target: Any, trained: Sequence[Trained], options: argparse.Namespace
         label: Engine(target, drafts[name], tree=tree) for label, (name, tree) in trees.items()
     }
     result = {
-        "command": "python benchmarks/drafts_compared.py",
+        "command": COMMAND,
         "minutes": options.minutes,
+        "trained_at": {
+            f"{name}, seed {seed}": json.loads((folder / PROVENANCE).read_text())["commit"]
+            for name, seed, folder in trained
+        },
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
         "machine": conditions(),
@@ -384,7 +396,7 @@ def further_drafts(
     """Drafts that need no training of their own."""
     found: dict[str, Any] = {
         "lookup": LookupDraft(),
-        "the embedded draft": load_draft("embedded", target)[0],
+        EMBEDDED: load_draft("embedded", target)[0],
     }
     query = drafts.get("query, seed 0")
     if query is not None:
@@ -440,10 +452,10 @@ def trees_of(
     judged = asked_of(options, "heldout")
     some = [*judged[:12], *judged[-4:]]
     requests = [question.request(LONGEST, 0) for question in some]
+    kinds = [name for name, arm in ARMS.items() if arm.group == "kinds"]
+    first = {f"{name}, seed 0" for name in (FULL, "none", BESIDE, *kinds)}
     for name, draft in drafts.items():
-        arm = ARMS.get(name.removesuffix(", seed 0"))
-        of_a_kind = arm is not None and arm.group == "kinds"
-        if not of_a_kind and name not in ("query, seed 0", "lookup", "query and lookup"):
+        if name not in first | {"lookup", "query and lookup", EMBEDDED}:
             continue
         own = identity(draft, None, some)
         if known.get(name, {}).get("of") != own:
@@ -508,11 +520,10 @@ def ask(ways: Mapping[str, Engine], asked: Sequence[Question], path: Path) -> di
             del numbers[begun:]
     for engine in ways.values():
         engine.generate([asked[0].request(8, 0)])
-    labels = list(ways)
     for place in range(begun, len(asked)):
         said = {}
-        for turn in range(len(labels)):
-            label = labels[(turn + place) % len(labels)]
+        # An order of its own for every question: nobody always follows the same neighbour.
+        for label in random.Random(place).sample(list(ways), len(ways)):
             (result,) = ways[label].generate([asked[place].request(LONGEST, place)])
             said[label] = result.token_ids
             for name in (*COUNTS, *TIMES):

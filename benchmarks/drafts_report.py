@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -22,18 +23,23 @@ FULL = "query"
 """The arm that others are compared with: ViSpec."""
 BESIDE = "all tokens and a global vector"
 """The arm that is as the embedded draft is."""
+EMBEDDED = "the embedded draft"
 TASKS = {"photo": "photograph", "caption": "scene", "vqa": "question", "read": "reading"}
 WORDS = {
     "query": "query (ViSpec)",
     "none": "none (EAGLE)",
     "hidden": "hidden (HiViS)",
     "elastic": "elastic (SpecVLM)",
-    "the embedded draft": "the embedded draft, after 100 minutes",
+    EMBEDDED: "the embedded draft, which learnt for longer",
     "text alone, no image tokens": "text alone, no image tokens (no vision)",
     "resampler alone, on pooling's draft": "resampler alone, after pooling's minutes",
     "small model, other words": "small model, other words (universal)",
 }
 """Arms as people call them."""
+
+
+MANY = 100
+"""Times, beyond which a ratio says no more than that the other draft accepts next to nothing."""
 
 
 def change(found: tuple[float, float, float]) -> str:
@@ -45,6 +51,9 @@ def change(found: tuple[float, float, float]) -> str:
 
 def times(found: tuple[float, float, float]) -> str:
     """A speedup and its interval."""
+    if found[0] > MANY or not math.isfinite(found[2]):
+        least = found[1] if math.isfinite(found[1]) else MANY
+        return f"over {min(MANY, int(least))}x"
     return "{:.2f}x ({:.2f} to {:.2f})".format(*found)
 
 
@@ -200,42 +209,44 @@ def _judged(result: Result, label: str) -> float:
 
 
 def aims(result: Result) -> str:
-    """Draft tokens a pass against other EAGLEs, and what of the attainable speed is reached."""
-    called = {
-        FULL: "ViSpec's draft",
-        BESIDE: "the draft that reads every image token and a global vector",
-    }
-    found = [
-        f"{name} has {result.value(accepted, way):.2f},"
-        f" {times(result.ratio(accepted, way, 'text alone'))} as many"
-        f" ({_by_task(result, way)}), and {times(result.ratio(accepted, way, 'none'))} as many as"
-        " an EAGLE trained as it was"
-        for way, name in called.items()
-        if way in result.ways
-    ]
-    none = "text alone, no image tokens"
-    blind = ""
-    if none in result.ways:
-        blind = f", and {result.value(accepted, none):.3f} where it reads none"
-    way = result.ways[FULL]
-    spent = {name: float(way[f"{name}_s"].sum()) for name in ("draft", "verify", "overhead")}
-    reached = (spent["draft"] + spent["verify"]) / sum(spent.values())
+    """Draft tokens a pass against other EAGLEs, and the models' own share of the loop's time."""
+    blind, raw = "text alone, no image tokens", "text alone"
+    tasks = [task for task in TASKS if task in set(result.tasks)]
+    header = (
+        "tokens accepted a pass, without the target's own",
+        *(TASKS[task] for task in tasks),
+        "all",
+        f"against {raw}",
+        "against none (EAGLE)",
+    )
+    cells = []
+    for name in (FULL, BESIDE, "none", blind, raw):
+        if name not in result.ways:
+            continue
+        row = (
+            WORDS.get(name, name),
+            *(f"{result.value(accepted, name, task):.2f}" for task in tasks),
+            f"{result.value(accepted, name):.2f}",
+            "" if name == raw else times(result.ratio(accepted, name, raw)),
+            "" if name == "none" else times(result.ratio(accepted, name, "none")),
+        )
+        cells.append(row)
+    shares = {TASKS[task]: _models_share(result, result.places(task)) for task in tasks}
+    said = ", ".join(f"{share:.1%} ({task})" for task, share in shares.items())
     return (
-        "Tokens accepted a pass, without the target's own: an EAGLE that was trained on text for as"
-        f" long has {result.value(accepted, 'text alone'):.3f} where it reads all image tokens"
-        f"{blind}; {'; '.join(found)}. Of the time behind the"
-        f" prompt, {reached:.0%} is the two models' own, so that is the share reached of the speed"
-        " that ViSpec's acceptance allows."
+        f"{table(header, cells)}\n\nBehind the prompt, the time of ViSpec's answers is the two"
+        f" models' own to {said}: the speed that their acceptance lengths allow, if drafting and"
+        " verifying cost what they cost here, is reached to that share. What is allowed where both"
+        " are timed apart from the loop is told of the"
+        " [built-in draft](speed.md#what-speculation-gains)."
     )
 
 
-def _by_task(result: Result, way: str) -> str:
-    """The same ratio for every task."""
-    return ", ".join(
-        f"{name} {times(result.ratio(accepted, way, 'text alone', task))}"
-        for task, name in TASKS.items()
-        if task in set(result.tasks)
-    )
+def _models_share(result: Result, places: np.ndarray) -> float:
+    """Of the time of ViSpec's cycles, drafting and verifying."""
+    way = result.ways[FULL]
+    spent = {part: way[f"{part}_s"][:, places].sum() for part in ("draft", "verify", "overhead")}
+    return float((spent["draft"] + spent["verify"]) / sum(spent.values()))
 
 
 def conditions(result: Result) -> str:
@@ -245,6 +256,12 @@ def conditions(result: Result) -> str:
     )
     tree = next(iter(stated["ways"].values()))["tree"]
     deviation, freedom = result.spread(acceptance)
+    trained = ", ".join(sorted({f"`{one[:10]}`" for one in stated["trained_at"].values()}))
+    first = [
+        stages["text"][-1]["step"]
+        for label, stages in stated["logs"].items()
+        if stated["arms"][re.sub(r", seed \d+$", "", label)]["group"] == "adapters"
+    ]
     return (
         f"{stated['minutes']:.0f} minutes of one core for every arm, on the same"
         " answers and features, at rates and with losses that trials on ViSpec's adapter chose"
@@ -256,7 +273,10 @@ def conditions(result: Result) -> str:
         f" {tree['width']} for all, so at most {tree['depth'] + 1} tokens a pass."
         f" torch {machine['torch']}, transformers {machine['transformers']}, {stated['date']},"
         f" `{stated['command']}` at"
-        f" {stated['commit'][:10]}. In brackets, 95 % intervals over questions and seeds: seeds of"
+        f" `{stated['commit'][:10]}`, of drafts that were trained at {trained}. Minutes are not the"
+        " same work to the percent: in the text stage, which is alike for all adapters, arms took"
+        f" {min(first)} to {max(first)} steps, and intervals know of that only as far as seeds of"
+        " an arm differ by it. In brackets, 95 % intervals over questions and seeds: seeds of"
         f" an arm differ by {deviation:.1%} (one standard deviation, from {freedom} degrees of"
         " freedom), and that is taken for all arms, most of which have one seed. Speedups are over"
         " the plain loop, prompts included."
@@ -330,18 +350,18 @@ def shared(stated: Mapping[str, Any], like: Result) -> str:
         "its parameters, M",
         "of them shared",
         "acceptance length",
-        "shared against own",
+        "shared against it",
         "speedup",
         "same text",
     )
     cells = []
     for target, facts in stated["targets"].items():
         result = Result({**stated, "measured": facts["measured"]}, like)
-        for kind in ("own", "shared"):
-            own = facts["sizes"][kind]["adapter_parameters"]
+        for kind, sizes in facts["sizes"].items():
+            own = sizes["adapter_parameters"]
             common = facts["core"] if kind == "shared" else 0
             same = result.ways[kind]["same_text"]
-            against = change(result.ratio(acceptance, kind, "own")) if kind == "shared" else ""
+            against = "" if kind == "shared" else change(result.ratio(acceptance, "shared", kind))
             row = (
                 target,
                 kind,

@@ -4,9 +4,10 @@
 
 The second target is a small sibling of the embedded one: it began with a few of its layers, sees
 its image tokens through a matrix, is as wide, and answers for itself. Two targets that have less in
-common may share less. Drafts with an adapter of their own, and drafts whose adapters share a core,
-are trained for the same minutes of one core a target, on answers to the same questions; then they
-answer the same held-out questions by turns. Everything resumes.
+common may share less. Drafts with an adapter of their own, drafts with one that has matrices into
+and out of its core as shared ones have, and drafts that share the core, are trained for the same
+minutes of one core a target, on answers to the same questions; then they answer the same held-out
+questions by turns. Everything resumes.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from vispec.training.stages import run_stage
 from vispec.training.unified import Learner, run_stage_together, share
 
 UNIFIED = {"kind": "unified", "width": 192, "parts": [QUERY]}
+OWN = {"own": QUERY, "own core": UNIFIED}
+"""Adapters of one target each."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -69,9 +72,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     data.append(collected(second, "second", options))
     targets = [first, second]
     folders = options.work / "arms"
-    for number, target in enumerate(targets):
-        if not (folders / f"own-{number}" / "draft").exists():
-            train_own(target, data[number], folders / f"own-{number}", options.minutes)
+    for name, adapter in OWN.items():
+        for number, target in enumerate(targets):
+            folder = folders / f"{name.replace(' ', '-')}-{number}"
+            if not (folder / "draft").exists():
+                train_own(target, adapter, data[number], folder, options.minutes)
     if not (folders / "shared-1" / "draft").exists():
         train_shared(targets, data, folders, options.minutes)
     torch.set_num_threads(threads)
@@ -80,8 +85,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     found: dict[str, Any] = {}
     for number, target in enumerate(targets):
         ways, sizes = {"plain": Engine(target)}, {}
-        for kind in ("own", "shared"):
-            draft, _ = load_draft(folders / f"{kind}-{number}" / "draft", target)
+        for kind in (*OWN, "shared"):
+            folder = folders / f"{kind.replace(' ', '-')}-{number}"
+            draft, _ = load_draft(folder / "draft", target)
             ways[kind], sizes[kind] = Engine(target, draft, tree=TREE), size(draft)
         path = options.work / f"measured-{number}.json"
         found[("embedded", "second")[number]] = {
@@ -126,10 +132,14 @@ def spread(questions: Sequence[Question], count: int) -> list[Question]:
 
 
 def train_own(
-    target: Target, data: tuple[Store, list[Sample]], folder: Path, minutes: float
+    target: Target,
+    adapter: dict[str, Any],
+    data: tuple[Store, list[Sample]],
+    folder: Path,
+    minutes: float,
 ) -> None:
     """A draft with an adapter of its own."""
-    wanted = DraftRecipe(adapter=QUERY)
+    wanted = DraftRecipe(adapter=adapter)
     draft: Any = new_draft(target, wanted).float()
     stage = replace(SHOWN, minutes=minutes, evaluate_minutes=minutes / 4)
     recipe = Recipe(target="", data={}, stages=[], draft=wanted)

@@ -20,9 +20,9 @@ import numpy as np
 from vispec.training.recipes.embedded_questions import task_of
 
 DRAWS = 2000
-MADE = {"selector": "pooling"}
-"""Ways that are made of the first seed of another."""
-UNTRAINED = ("plain", "lookup", "lookup, own tree")
+MADE = re.compile(r", (own tree|chain|int8|rank \d+|no image tokens)$| and lookup$")
+"""How ways are called that are made of the first seed of another."""
+UNTRAINED = ("plain", "lookup")
 """Ways that have no seed."""
 
 
@@ -132,18 +132,17 @@ class Result:
     ) -> tuple[float, float, float]:
         """Of one way's number to another's, on all questions or a task's, and its interval.
 
-        What was made from the first seed's draft is compared with that one alone.
+        Of ways that are made of one draft, the first seed's is compared, which both have.
         """
         places = self.places(task)
         ways = self.ways[name], self.ways[other]
-        made = name.startswith((f"{other}, ", f"{other} and lookup")) or MADE.get(name) == other
-        counts = self.seeds(name), 1 if made else self.seeds(other)
+        made = root(name) == root(other)
+        counts = [1, 1] if made else [self.seeds(name), self.seeds(other)]
         every = [np.arange(count) for count in counts]
         found = over(measure(ways[0], every[0], places), measure(ways[1], every[1], places))
         generator = np.random.default_rng(0)
         groups = [places[self.tasks[places] == task] for task in dict.fromkeys(self.tasks[places])]
-        # What is made of another draft has its seed.
-        trained = [one not in UNTRAINED for one in (name, other)]
+        trained = [root(one) not in UNTRAINED for one in (name, other)]
         deviation, freedom = (0.0, 0) if made else self.spread(measure, task)
         scale = deviation * sum(t / n for t, n in zip(trained, counts, strict=True)) ** 0.5
         drawn = []
@@ -152,13 +151,23 @@ class Result:
             value = over(measure(ways[0], every[0], some), measure(ways[1], every[1], some))
             seed = scale * generator.standard_t(freedom) if freedom else 0.0
             drawn.append(value * np.exp(seed))
-        low, high = np.quantile(drawn, [0.025, 0.975])
+        low, high = np.quantile(drawn, [0.025, 0.975], method="inverted_cdf")
         return found, float(low), float(high)
 
     def steps(self, name: str) -> str:
-        """That an arm took, in all stages, as its first seed did."""
-        logs = self.stated.get("logs", {}).get(self.label(name))
-        return "" if logs is None else str(sum(lines[-1]["step"] for lines in logs.values()))
+        """That an arm took, in all stages; from and to where its seeds differ."""
+        logs = self.stated.get("logs", {})
+        labels = [f"{name}, seed {seed}" for seed in range(self.seeds(name))]
+        stages = [logs[label].values() for label in labels if label in logs]
+        found = sorted({sum(lines[-1]["step"] for lines in one) for one in stages})
+        return " to ".join(map(str, dict.fromkeys((*found[:1], *found[-1:]))))
+
+
+def root(name: str) -> str:
+    """What a way is made of."""
+    while name != (name := MADE.sub("", name)):
+        pass
+    return "pooling" if name == "selector" else name
 
 
 def over(number: float, other: float) -> float:

@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import drafts_report as report
-from ways import Result, acceptance, accepted, over, seconds
+from ways import Result, acceptance, accepted, over, root, seconds
 
 KEYS = ["scene-1-vqa", "photo-0-a", "scene-2-vqa", "photo-1-b"]
 
@@ -60,6 +60,7 @@ def result(**ways: dict[str, list[Any]]) -> dict[str, Any]:
             for name in found
             if "seed" in name
         },
+        "trained_at": {name: "cba" for name in found if "seed" in name},
     }
 
 
@@ -145,6 +146,44 @@ def test_what_was_made_of_the_first_seed_is_compared_with_it() -> None:
     assert found.ratio(acceptance, "query, int8", "query") == pytest.approx((0.5,) * 3)
 
 
+def test_ways_are_made_of_what_their_name_begins_with_only_where_they_are() -> None:
+    assert root("query and lookup, own tree") == root("query, rank 48") == "query"
+    assert root("text alone, no image tokens") == "text alone"
+    assert (root("selector"), root("lookup, own tree")) == ("pooling", "lookup")
+    for arm in ("none, as many steps", "small model, blind", "the paper's losses"):
+        assert root(arm) == arm
+
+
+def test_arms_of_like_names_have_seeds_of_their_own() -> None:
+    stated = result(
+        plain=measured([10] * 4, 1.0),
+        query_0=measured([4] * 4, 1.0),
+        query_1=measured([5] * 4, 1.0),
+        none_0=measured([4] * 4, 1.0),
+    )
+    stated["measured"]["none, as many steps, seed 0"] = measured([4] * 4, 1.0)
+    stated["measured"]["none, own tree"] = measured([4] * 4, 1.0)
+    found = Result(stated)
+    value, low, high = found.ratio(acceptance, "none, as many steps", "none")
+    assert value == 1.0
+    assert low < 0.9 < 1.1 < high
+    assert found.ratio(acceptance, "none, own tree", "none") == (1.0, 1.0, 1.0)
+
+
+def test_steps_are_those_of_all_seeds() -> None:
+    stated = result(query_0=measured([4] * 4, 1.0), query_1=measured([5] * 4, 1.0))
+    assert Result(stated).steps("query") == "16"
+    stated["logs"]["query, seed 1"]["multimodal"][-1]["step"] = 12
+    assert Result(stated).steps("query") == "16 to 19"
+
+
+def test_a_ratio_to_next_to_nothing_is_told_without_an_interval() -> None:
+    assert report.times((2.0, 1.5, 2.5)) == "2.00x (1.50 to 2.50)"
+    assert report.times((math.inf, math.inf, math.nan)) == "over 100x"
+    assert report.times((2754.1, 710.6, math.nan)) == "over 100x"
+    assert report.times((60.0, 20.7, math.inf)) == "over 20x"
+
+
 def test_seeds_of_a_task_differ_more_than_those_of_all() -> None:
     """Intervals of a task are by its own spread."""
     stated = result(
@@ -227,9 +266,9 @@ def test_a_shared_adapter_is_judged_by_how_seeds_of_others_differ() -> None:
     }
     stated = {"questions": KEYS, "targets": {"embedded": facts}}
     table = report.shared(stated, Result(STATED)).splitlines()
-    assert "| 3.00 | 0.00 | 2.50 |  |" in table[2]
     # One degree of freedom of the others: nothing is claimed.
-    assert "| 3.00 | 1.00 | 2.00 | -20.0 % (" in table[3]
+    assert "| 3.00 | 0.00 | 2.50 | -20.0 % (" in table[2]
+    assert "| 3.00 | 1.00 | 2.00 |  |" in table[3]
 
 
 def test_every_section_of_the_page_is_written(tmp_path: Path) -> None:
@@ -251,7 +290,9 @@ def test_every_section_of_the_page_is_written(tmp_path: Path) -> None:
         stated["measured"][name] = measured([6] * 4, 1.0)
         stated["ways"][name] = stated["ways"]["query, seed 0"]
     stated["choices"] = {"elastic": {"vqa": {"pooling": 3, "hidden": 1}, "caption": {"hidden": 0}}}
+    stated["measured"]["text alone, seed 0"] = measured([10, 10, 10, 10], 1.0)  # nothing accepted
     groups = {"text alone": "kinds", "eagle3": "kinds", "fused": "training", "hidden": "adapters"}
+    groups |= dict.fromkeys(("pooling", "linear", "mlp of 2", "none, half the rate"), "rates")
     stated["arms"] |= {name: {"group": group} for name, group in groups.items()}
     machine = {"threads": 2, "processor": "x", "torch": "2", "transformers": "5"}
     facts = {"machine": machine, "date": "a day", "command": "python x", "commit": "abc"}
@@ -298,5 +339,10 @@ def test_every_section_of_the_page_is_written(tmp_path: Path) -> None:
     assert "+0.0 %" in found["drafts-own-trees"].splitlines()[3]
     rows = [row.strip("| ") for row in found["drafts-adapted"].splitlines()[2:]]
     assert rows == ["0 | 2.25", "1 | 2.50", "2 | 2.50 | 2.50"]
-    assert "ViSpec's draft has 1." in found["drafts-aims"]
-    assert "an EAGLE that was trained on text for as long has 1." in found["drafts-aims"]
+    vispec, none, raw = found["drafts-aims"].splitlines()[2:5]
+    assert vispec == "| query (ViSpec) | 1.00 | 1.50 | 1.22 | over 100x | 1.00x (1.00 to 1.00) |"
+    assert none == "| none (EAGLE) | 1.00 | 1.50 | 1.22 | over 100x |  |"
+    assert raw.startswith("| text alone | 0.00 | 0.00 | 0.00 |  | 0.00x")
+    assert "75.0% (photograph), 75.0% (question)" in found["drafts-aims"]
+    assert "trained at `cba`" in found["drafts-conditions"]
+    assert "arms took 7 to 7 steps" in found["drafts-conditions"]
