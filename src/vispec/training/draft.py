@@ -5,8 +5,10 @@ guesses the feature at `p + 1`. In drafting, the first step behind accepted text
 features, and each further one the guess before it. *Self-fed* passes are those further steps,
 behind every position of an answer at once: what a row of pass `j` sees is what it would see as the
 `j`-th step of a chain, true rows up to where the chain began and its own steps since (the
-training-time test of EAGLE-3, arXiv 2503.01840, section 3.1; ViSpec, arXiv 2509.15235, section 3.4,
-takes one). So a draft learns to go on from its own guesses, and cannot lean on what a true feature
+training-time test of EAGLE-3, arXiv 2503.01840, section 3.1). ViSpec (arXiv 2509.15235, section
+3.4) takes one such pass, in which its code puts guesses in the place of all true features but the
+first, the prompt's among them; here chains begin behind true ones, as they do in drafting. So a
+draft learns to go on from its own guesses, and cannot lean on what a true feature
 knows of the image.
 
 Shapes: `b` samples, `t` positions, `n` rows, `a` rows at an answer's positions, `d` hidden size.
