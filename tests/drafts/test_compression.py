@@ -87,6 +87,11 @@ def test_it_is_smaller() -> None:
     assert size(compress(whole, "low_rank", 4)) < 0.5 * size(whole)
 
 
+def test_a_rank_that_saves_nothing_is_refused() -> None:
+    with pytest.raises(SettingsError, match="no matrix of the draft is smaller at rank 999"):
+        compress(medusa(), "low_rank", 999)
+
+
 @pytest.mark.parametrize(("form", "rank"), [("int4", 0), ("low_rank", 0), ("low_rank", -3)])
 def test_a_form_that_is_none_is_named(form: str, rank: int) -> None:
     with pytest.raises(SettingsError, match=form if form == "int4" else "rank"):

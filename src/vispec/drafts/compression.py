@@ -85,10 +85,15 @@ def compress(draft: Module, form: str, rank: int = 0) -> Module:
         rank: of `low_rank`; matrices for which that is no saving stay as they are.
 
     Raises:
-        SettingsError: for a form that there is not, or a rank that is none.
+        SettingsError: for a form that there is not, a rank that is none, or one that is no saving
+            for any matrix.
     """
     smaller = copy.deepcopy(draft)
     reshape(smaller, {"form": form, **({"rank": rank} if form == "low_rank" else {})}, True)
+    if not any(isinstance(part, Int8Linear | LowRankLinear) for part in smaller.modules()):
+        raise SettingsError(
+            f"no matrix of the draft is smaller at rank {rank}", "Give a lower one."
+        )
     return smaller.requires_grad_(False)
 
 
