@@ -90,6 +90,7 @@ def test_every_recipe_of_a_published_target_is_trained_here() -> None:
         *TARGETS,
         "embedded",
         "embedded-eagle",
+        "embedded-eagle3",
     }
 
 
