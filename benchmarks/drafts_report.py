@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vispec.training.recipes.card import table
-from ways import Result, acceptance, accepted, seconds
+from ways import Result, acceptance, accepted, seconds, unseeded
 
 FULL = "query"
 """The arm that others are compared with: ViSpec."""
@@ -260,7 +260,7 @@ def conditions(result: Result) -> str:
     first = [
         stages["text"][-1]["step"]
         for label, stages in stated["logs"].items()
-        if stated["arms"][re.sub(r", seed \d+$", "", label)]["group"] == "adapters"
+        if stated["arms"][unseeded(label)]["group"] == "adapters"
     ]
     return (
         f"{stated['minutes']:.0f} minutes of one core for every arm, on the same"

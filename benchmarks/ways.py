@@ -75,7 +75,7 @@ class Result:
         self.tasks = np.array([task_of(key) for key in stated["questions"]])
         seeds: dict[str, list[Mapping[str, Any]]] = {}
         for label, numbers in stated["measured"].items():
-            seeds.setdefault(re.sub(r", seed \d+$", "", label), []).append(numbers)
+            seeds.setdefault(unseeded(label), []).append(numbers)
         self.ways = {
             name: Way({key: np.array([one[key] for one in found], float) for key in found[0]})
             for name, found in seeds.items()
@@ -161,6 +161,11 @@ class Result:
         stages = [logs[label].values() for label in labels if label in logs]
         found = sorted({sum(lines[-1]["step"] for lines in one) for one in stages})
         return " to ".join(map(str, dict.fromkeys((*found[:1], *found[-1:]))))
+
+
+def unseeded(label: str) -> str:
+    """The way that a label is of, whichever seed."""
+    return re.sub(r", seed \d+$", "", label)
 
 
 def root(name: str) -> str:

@@ -8,8 +8,8 @@ behind every position of an answer at once: what a row of pass `j` sees is what 
 training-time test of EAGLE-3, arXiv 2503.01840, section 3.1). ViSpec (arXiv 2509.15235, section
 3.4) takes one such pass, in which its code puts guesses in the place of all true features but the
 first, the prompt's among them; here chains begin behind true ones, as they do in drafting. So a
-draft learns to go on from its own guesses, and cannot lean on what a true feature
-knows of the image.
+draft learns to go on from its own guesses, and cannot lean on what a true feature knows of the
+image.
 
 Shapes: `b` samples, `t` positions, `n` rows, `a` rows at an answer's positions, `d` hidden size.
 """

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -174,7 +175,7 @@ class Store(Sequence[Sample]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         first = range(len(self))[index]
-        for number in (*range(first, len(self)), *range(first)):
+        for number in chain(range(first, len(self)), range(first)):
             if self._is_whole(number):
                 path, place = self.places[number]
                 sample: Sample = self._opened(path).sample(place)

@@ -182,6 +182,9 @@ class Recipe:
             raise SettingsError("the recipe has no [data.heldout]", "Acceptance is measured on it.")
         if not self.stages:
             raise SettingsError("the recipe has no [[stages]]")
+        drafts = (self.draft, *self.candidates)
+        for draft in drafts:
+            draft.check()
         for stage in self.stages:
             where = f"stage '{stage.name}'"
             weighted(stage.losses)
@@ -191,8 +194,7 @@ class Recipe:
             if unknown:
                 known = ", ".join(self.data)
                 raise SettingsError(f"{where} learns from '{unknown[0]}'", f"Known are {known}.")
-            for draft in (self.draft, *self.candidates):
-                draft.check()
+            for draft in drafts:
                 stage.fits(draft)
             if HELDOUT in stage.data:
                 raise SettingsError(f"{where} learns from heldout", "Learn from something else.")
