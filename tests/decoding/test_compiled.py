@@ -12,6 +12,8 @@ from vispec.decoding.loop import Job, run
 from vispec.decoding.sampling import Chooser, Sampling
 from vispec.decoding.tree import SampledShape, TreeShape
 from vispec.drafts import EagleDraft
+from vispec.drafts.eagle3 import Eagle3Config, Eagle3Draft
+from vispec.drafts.sequential import SequentialDraft
 from vispec.targets import Target, wrap
 
 pytestmark = pytest.mark.slow
@@ -22,7 +24,7 @@ NEAR = {"rtol": 0, "atol": 1e-5}  # norms are taken in float32, compiled or not
 
 def answers(
     target: Target,
-    draft: EagleDraft | None,
+    draft: SequentialDraft | None,
     prompts: list[dict[str, torch.Tensor]],
     shape: TreeShape | SampledShape,
     slots: int,
@@ -86,6 +88,30 @@ def test_later_requests_compile_nothing(
     for slots in (1, 2, 3):
         answers(*compiled, prompts[::-1], shape, slots)
     assert dict(counters["stats"]) == before
+
+
+def test_layers_that_eagle3_reads_are_noted_by_compiled_passes(
+    prompts: list[dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = (2, 0, 1)
+    torch.manual_seed(0)
+    config = Eagle3Config(tiny.HIDDEN, 64, 4, 2, tiny.VOCAB, tiny.VOCAB, aux_layers=layers)
+    draft = Eagle3Draft(config).to(torch.float64).eval().requires_grad_(False)
+    target, shape = wrap(tiny.llava(), None), TreeShape(7, 3, 2)
+    expected = answers(target, draft, prompts, shape, 3)
+    prompt = target.prompt(dict(prompts[1]))
+    with torch.inference_mode():
+        features = target.prefill(prompt, target.new_cache(1, 80), 0, layers).features
+        target.compile_passes()
+        found = target.prefill(prompt, target.new_cache(1, 80), 0, layers).features
+    torch.testing.assert_close(found, features, **NEAR)
+    with monkeypatch.context() as patch:
+        patch.delattr("vispec.targets.base.recorded")  # which what is not compiled goes by
+        assert answers(target, draft, prompts, shape, 3) == expected
+        assert answers(target, None, prompts, shape, 3) == expected
+    decoder = target.decoder
+    assert not any(layer._forward_pre_hooks or layer._forward_hooks for layer in decoder.layers)
+    assert answers(tiny.target(), draft, prompts, shape, 3) == expected
 
 
 def test_prompts_of_all_lengths_share_one_compiled_pass() -> None:

@@ -11,7 +11,7 @@ features: `d`, or `k d` where `k` layers' hidden states are asked for.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ from vispec.targets.hooks import (
     execution_device,
     recorded,
     replayed,
+    watched,
     with_cache,
 )
 from vispec.targets.visual import MODALITIES, index_by_count, run_towers
@@ -101,6 +102,14 @@ class Verification:
     hidden: Tensor
 
 
+@dataclass(frozen=True)
+class _Passes:
+    """The passes of a target, compiled, that note the hidden states of some layers."""
+
+    prompt: Callable[..., Any]
+    tree: Callable[..., Any]
+
+
 _RECURRENT = frozenset(("conv", "linear_attention"))
 """Kinds of decoder layers that keep a state instead of keys and values."""
 
@@ -140,6 +149,7 @@ class Target:
         self.config = model.config
         self.text_config = model.config.get_text_config()
         self.compiled = False
+        self._compiled_passes: dict[tuple[int, ...], _Passes] = {}
         self.layer_kinds: list[str] = get_layer_types_and_kwargs(self.text_config)[0]
         """What every decoder layer attends to, in Hugging Face's words ("full_attention", …)."""
 
@@ -324,10 +334,26 @@ class Target:
         disk knows it), and each later one a half of the time or less. Needs a C++ compiler. From
         the first pass on, the model must stay what it is: no other dtype, adapters or hooks.
         """
-        if not self.compiled:
-            self.compiled = True
-            self._compiled_prompt_pass = compiled(self._prompt_pass)
-            self._compiled_tree_pass = compiled(self._tree_pass)
+        self.compiled = True
+
+    def _compiled(self, layers: Sequence[int]) -> _Passes | None:
+        """Compiled passes; None where the target is run as it is."""
+        if not self.compiled or (layers and "forward" in vars(self.decoder)):
+            return None  # accelerate's forward is bound to the decoder that is there
+        key = tuple(layers)
+        if key not in self._compiled_passes:
+            decoder, found = watched(self.decoder, key)
+
+            def prompt(inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+                hidden = self._prompt_pass(decoder, inputs)
+                return hidden, found.features(hidden)
+
+            def tree(*place: Any) -> tuple[Tensor, Tensor, Tensor]:
+                logits, hidden = self._tree_pass(decoder, *place)
+                return logits, hidden, found.features(hidden)
+
+            self._compiled_passes[key] = _Passes(compiled(prompt), compiled(tree))
+        return self._compiled_passes[key]
 
     def prefill(
         self, prompt: Prompt, cache: SlotCache, slot: int, layers: Sequence[int] = ()
@@ -347,16 +373,18 @@ class Target:
         inputs = {**inputs, "position_ids": positions, "attention_mask": None}
         seen = decoder_inputs(self.model.base_model, self.decoder, inputs, cache)
         entered = time.perf_counter()
-        fast = self.compiled and not layers and lengths_may_vary(seen)
-        if fast:
+        passes = self._compiled(layers)
+        if passes and lengths_may_vary(seen):
             let_length_vary(seen)
-        run = self._compiled_prompt_pass if fast else self._prompt_pass
-        with recorded(self.decoder, layers, cache) as found:
-            hidden = run(seen)
+            hidden, features = passes.prompt(seen)
+        else:
+            with recorded(self.decoder, layers, cache) as found:
+                hidden = self._prompt_pass(self.decoder, seen)
+            features = found.features(hidden)
         logits = self.logits(hidden[:, -1])
         ended = time.perf_counter()
         # Of a model on several devices, what comes out lies on the last one.
-        features = found.features(hidden)[0].to(self.device)
+        features = features[0].to(self.device)
         cache.keep(slot, range(t))
         cache.offset[slot] = offset
         embeddings = seen.get("inputs_embeds")
@@ -373,8 +401,8 @@ class Target:
             hidden[0].to(self.device),
         )
 
-    def _prompt_pass(self, inputs: dict[str, Any]) -> Tensor:
-        return self.decoder(**inputs).last_hidden_state
+    def _prompt_pass(self, decoder: Any, inputs: dict[str, Any]) -> Tensor:
+        return decoder(**inputs).last_hidden_state
 
     def verify(
         self, tree: Tree, cache: SlotCache, first: int = 0, layers: Sequence[int] = ()
@@ -389,19 +417,23 @@ class Target:
         """
         cache.window(first, *tree.token.shape)
         place = tree.depth, tree.parent, tree.max_depth
-        # What is noted by hooks is not noted by a compiled pass.
-        hooked = bool(layers) or not _RECURRENT.isdisjoint(self.layer_kinds)
-        fast = self.compiled and not hooked and not self.tree_attention
-        run = self._compiled_tree_pass if fast else self._tree_pass
-        one_path = self.chains_only or tree.token.shape[1] == 1
-        with (
-            recorded(self.decoder, layers, cache) as found,
-            replayed(self.decoder, cache) if one_path else branched(self.decoder, cache, tree),
-            attending(self.text_config, self.tree_attention),
-        ):
-            logits, hidden = run(tree.token, *place, cache)
-        features = found.features(hidden).to(self.device)
-        return Verification(logits.to(self.device), features, hidden.to(self.device))
+        # Hooks that come and go are not seen by a compiled pass.
+        hooked = not _RECURRENT.isdisjoint(self.layer_kinds)
+        passes = None if hooked or self.tree_attention else self._compiled(layers)
+        if passes:
+            logits, hidden, features = passes.tree(tree.token, *place, cache)
+        else:
+            one_path = self.chains_only or tree.token.shape[1] == 1
+            with (
+                recorded(self.decoder, layers, cache) as found,
+                replayed(self.decoder, cache) if one_path else branched(self.decoder, cache, tree),
+                attending(self.text_config, self.tree_attention),
+            ):
+                logits, hidden = self._tree_pass(self.decoder, tree.token, *place, cache)
+            features = found.features(hidden)
+        return Verification(
+            logits.to(self.device), features.to(self.device), hidden.to(self.device)
+        )
 
     def extend(self, token: Tensor, depth: Tensor, seen: Tensor, cache: SlotCache) -> Tensor:
         """Run the tokens of a cache's window one level after another, as a draft does.
@@ -419,24 +451,32 @@ class Target:
         """
         mask = cache.attention_mask(seen, self.dtype)
         with attending(self.text_config, self.tree_attention):
-            hidden = self._nodes_pass(token, depth, mask, cache)
+            hidden = self._nodes_pass(self.decoder, token, depth, mask, cache)
         return self.logits(hidden)
 
     def _tree_pass(
-        self, token: Tensor, depth: Tensor, parent: Tensor, max_depth: int, cache: SlotCache
+        self,
+        decoder: Any,
+        token: Tensor,
+        depth: Tensor,
+        parent: Tensor,
+        max_depth: int,
+        cache: SlotCache,
     ) -> tuple[Tensor, Tensor]:
         """`(logits [b, n, V], hidden [b, n, d])` of a tree in the cache's window."""
         mask = self._tree_mask(ancestor_mask(parent, max_depth), depth, cache)
-        hidden = self._nodes_pass(token.clamp(min=0), depth, mask, cache)
+        hidden = self._nodes_pass(decoder, token.clamp(min=0), depth, mask, cache)
         return self.logits(hidden), hidden
 
-    def _nodes_pass(self, token: Tensor, depth: Tensor, mask: Any, cache: SlotCache) -> Tensor:
+    def _nodes_pass(
+        self, decoder: Any, token: Tensor, depth: Tensor, mask: Any, cache: SlotCache
+    ) -> Tensor:
         """`[b, n, d]` of tokens in the cache's window, so far below its kept ones."""
-        hidden: Tensor = self.decoder(
+        hidden: Tensor = decoder(
             input_ids=self.input_tokens(token),
             position_ids=cache.next_position[:, None] + depth,
             attention_mask=mask,
-            **with_cache(self.decoder, cache),
+            **with_cache(decoder, cache),
             use_cache=True,
         ).last_hidden_state
         return hidden

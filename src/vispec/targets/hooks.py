@@ -7,6 +7,7 @@ model should run in one thread.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache as cache_results
@@ -24,6 +25,14 @@ from vispec.errors import VispecError
 
 CACHE_NAMES = ("cache", "past_key_values")
 """What Hugging Face's models call their cache, from version 5.24 on and before."""
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
+"""Where a module keeps its hooks."""
 
 
 def with_cache(module: nn.Module, cache: Any) -> dict[str, Any]:
@@ -93,8 +102,33 @@ class Recorded:
         self.hidden: dict[int, Tensor] = {}
 
     def features(self, last: Tensor) -> Tensor:
-        """`[b, n, f]`, side by side; `last` where no layer was asked for."""
-        return torch.cat([self.hidden[i] for i in self.layers], -1) if self.layers else last
+        """`[b, n, f]`, side by side; `last` where no layer was asked for. They are kept no more."""
+        if not self.layers:
+            return last
+        side_by_side = torch.cat([self.hidden[i] for i in self.layers], -1)
+        self.hidden.clear()
+        return side_by_side
+
+    def watch(self, layers: Sequence[nn.Module], cache: SlotCache | None = None) -> list[Any]:
+        """Note what they are given, in passes over `cache` alone, if there is one.
+
+        Returns:
+            handles of hooks.
+        """
+        hooks: list[Any] = []
+        for index in set(self.layers):
+
+            def look(_: nn.Module, args: Any, kwargs: Any, out: Any = None, i: int = index) -> None:
+                if cache is None or _cache_name(kwargs, cache):
+                    given = args[0] if args else kwargs.get("hidden_states")
+                    made = out[0] if isinstance(out, tuple) else out
+                    self.hidden[i] = given if out is None else made
+
+            if index == len(layers):
+                hooks.append(layers[-1].register_forward_hook(look, with_kwargs=True))
+            else:
+                hooks.append(layers[index].register_forward_pre_hook(look, with_kwargs=True))
+        return hooks
 
 
 @contextmanager
@@ -104,24 +138,33 @@ def recorded(decoder: Any, layers: Sequence[int], cache: SlotCache) -> Iterator[
     Args:
         layers: `i` is what decoder layer `i` is given, the number of layers what the last gives.
     """
-    found, own, hooks = Recorded(layers), decoder.layers, []
-    for index in set(layers):
-
-        def look(_: nn.Module, args: Any, kwargs: Any, out: Any = None, i: int = index) -> None:
-            if _cache_name(kwargs, cache):
-                given = args[0] if args else kwargs.get("hidden_states")
-                made = out[0] if isinstance(out, tuple) else out
-                found.hidden[i] = given if out is None else made
-
-        if index == len(own):
-            hooks.append(own[-1].register_forward_hook(look, with_kwargs=True))
-        else:
-            hooks.append(own[index].register_forward_pre_hook(look, with_kwargs=True))
+    found = Recorded(layers)
+    hooks = found.watch(decoder.layers, cache)
     try:
         yield found
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def watched(decoder: Any, layers: Sequence[int]) -> tuple[Any, Recorded]:
+    """A decoder of the same weights whose passes are noted for good, as compiled ones have to be.
+
+    Only the modules that are watched, and what holds them, are others than the decoder's own.
+    """
+    found = Recorded(layers)
+    if not layers:
+        return decoder, found
+    decoder = copy.copy(decoder)
+    decoder._modules = dict(decoder._modules)
+    decoder.layers = nn.ModuleList(decoder.layers)
+    for index in {min(i, len(decoder.layers) - 1) for i in layers}:
+        layer = copy.copy(decoder.layers[index])
+        for hooks in _HOOKS:
+            setattr(layer, hooks, getattr(layer, hooks).copy())
+        decoder.layers[index] = layer
+    found.watch(decoder.layers)
+    return decoder, found
 
 
 @contextmanager
