@@ -23,6 +23,7 @@ Methods
     vispec-advised      the same with compiled passes
     eagle-text, eagle   compiled trees of drafts without an adapter, trained on text alone, and on
                         the same answers for as long as ViSpec
+    eagle-text-blind    the former, whom no image token reaches
     eagle-chain         the latter, one path
     vispec-chain        compiled, one path
     vispec              compiled trees
@@ -106,12 +107,17 @@ def measure(
     for count, (_, temperature, index) in enumerate(waiting):
         item, seed = items[index], repeat * len(items) + index
         order = Random(seed).sample(list(methods), len(methods))
-        answers = {name: methods[name](item, temperature, seed) for name in order}
+        answers, graphs = {}, {}
+        for name in order:
+            before = compilations()
+            answers[name] = methods[name](item, temperature, seed)
+            graphs[name] = compilations() - before
         true = answers[_reference(temperature)].token_ids
         fresh = []
         for name, answer in answers.items():
             line = {"repeat": repeat, "temperature": temperature, "item": index, "method": name}
             line |= {"task": item.task, "identical": answer.token_ids == true} | asdict(answer)
+            line["compiled"] = graphs[name]
             line["at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             if temperature == 0 and not line["identical"]:
                 line["gap"] = gap(item, answer.token_ids, true)
@@ -227,7 +233,8 @@ def main(argv: Iterable[str] | None = None) -> None:
         drafts["vispec"] = locate("embedded", "draft")
     folders = {"target": locate(given.target, "target")} | drafts
     fixed = {
-        "command": f"python benchmarks/embedded_cpu.py --target {given.target}"
+        "command": "python benchmarks/embedded_cpu.py --work WORK --out OUT"
+        f" --target {given.target}"
         f" --items {given.items} --choosing {given.choosing} --threads {given.threads}"
         f" --tasks {' '.join(given.tasks)}" + (" --data DIR" if given.data else ""),
         "weights": {name: fingerprint(folder) for name, folder in folders.items()},
@@ -245,8 +252,11 @@ def main(argv: Iterable[str] | None = None) -> None:
         sys.exit(str(error))
     result = result_so_far(given.out, fixed)
     chosen = given.work / "trees.json"
-    if result["repeats"] and not chosen.exists():
-        chosen.write_text(json.dumps({key: result[key] for key in ("trees", "timed")}) + "\n")
+    if result["repeats"]:
+        stated = {key: result[key] for key in ("trees", "timed")}
+        if chosen.exists() and json.loads(chosen.read_text()) != stated:
+            sys.exit(f"{chosen} has other trees than {given.out}; give another --work or --out")
+        chosen.write_text(json.dumps(stated) + "\n")
     target = load_target(given.target)
     methods, choice = build(target, drafts, items, others, chosen)
     result |= choice
@@ -256,7 +266,6 @@ def main(argv: Iterable[str] | None = None) -> None:
     else:
         print(f"nothing to measure: {given.out} holds {len(result['repeats'])} repeats")
     for repeat in range(len(result["repeats"]), given.repeats):
-        before = compilations()
         lines = measure(methods, items, repeat, file, partial(logit_gap, target))
         result["dtype"] = str(target.dtype).removeprefix("torch.")
         result["repeats"].append(
@@ -265,7 +274,7 @@ def main(argv: Iterable[str] | None = None) -> None:
                 "ended": max(line["at"] for line in lines),
                 "machine": machine,
                 "commit": running,
-                "compiled_while_measuring": compilations() - before,
+                "compiled_while_measuring": sum(line["compiled"] for line in lines),
                 "parts": parts(lines, items),
             }
         )

@@ -7,6 +7,7 @@ tower and prefill included.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,16 +19,20 @@ from typing import Any
 import torch
 from transformers import CompileConfig, StaticCache
 
+from vispec.adapters.hidden import HiddenAdapter
 from vispec.decoding.engine import Engine, Request
 from vispec.decoding.planner import CHAINS, TREES, fastest_tree
 from vispec.decoding.sampling import Sampling
 from vispec.decoding.tree import TreeShape
+from vispec.drafts.sequential import SequentialDraft
 from vispec.evaluation.items import Item
 from vispec.loading_drafts import load_draft
 from vispec.targets import Target, wrap
 
 MAX_NEW_TOKENS = 128
 TEMPERATURES = (0.0, 1.0)
+BLIND = "eagle-text-blind"
+"""A draft that learnt from text, kept from images that it would make nothing of."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +114,8 @@ def ours(engine: Engine, speculate: bool = True) -> Method:
         begun = time.perf_counter()
         result = engine.generate([request(item, temperature, seed)], speculate=speculate)[0]
         seconds = time.perf_counter() - begun
-        stats, depth = result.stats, engine.tree.depth if speculate else 0
-        told = stats.as_dict() | {"depth": depth}
+        stats, tree = result.stats, engine.tree
+        told = stats.as_dict() | ({"size": tree.size, "depth": tree.depth} if speculate else {})
         return Answer(seconds, result.token_ids, result.text, stats.target_passes, told)
 
     return run
@@ -138,6 +143,7 @@ def build(
         "vispec-chain": (drafts["vispec"], CHAINS),
         "eagle-chain": (drafts["eagle"], CHAINS),
         "eagle-text": (drafts["eagle-text"], TREES),
+        BLIND: (drafts["eagle-text"], TREES),
         "eagle": (drafts["eagle"], TREES),
         "vispec": (drafts["vispec"], TREES),
     }
@@ -160,6 +166,8 @@ def build(
     trees |= dict.fromkeys(("vispec-uncompiled", "vispec-advised"), asdict(advice))
     for name, (folder, candidates) in sources.items():
         draft, _ = load_draft(folder, compiled)
+        if name == BLIND and isinstance(draft, SequentialDraft):
+            draft.take(HiddenAdapter(draft.width))
         if name in trees:
             tree = TreeShape(**trees[name])
         else:
@@ -183,8 +191,14 @@ def _compiled_engine(target: Target, draft: Any, tree: TreeShape) -> Engine:
 
 
 def logit_gap(target: Target, item: Item, ours: list[int], theirs: list[int]) -> float:
-    """Between the two tokens at which two answers part, of the model's own forward."""
-    place = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
+    """Between the two tokens at which two answers part, of the model's own forward.
+
+    Without bounds where one ends and the other says more.
+    """
+    parted = (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
+    place = next(parted, None)
+    if place is None:  # one of them goes on behind the other's end
+        return math.inf
     inputs = target.encode(item.question, [item.image]).inputs
     said = torch.tensor([theirs[:place]], dtype=torch.long)
     ids = torch.cat([inputs["input_ids"], said], 1)

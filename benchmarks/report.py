@@ -115,12 +115,17 @@ def conformance(report: dict[str, Any]) -> str:
 def sections() -> dict[str, dict[str, str]]:
     """What belongs between the marks of every page, by mark."""
     found: dict[str, dict[str, str]] = {"README.md": {}, "docs/speed.md": {}, "docs/drafts.md": {}}
-    short = {"speed": speed_report.headline, "speed-summary": speed_report.summary}
+    short = {
+        "speed-chain": speed_report.chain,
+        "speed": speed_report.headline,
+        "speed-summary": speed_report.summary,
+    }
     whole = {
         "speed-conditions": speed_report.conditions,
         "speed-methods": speed_report.every_method,
         "speed-speculation": speed_report.speculation,
         "speed-cycles": speed_report.cycles,
+        "speed-limits": speed_report.limits,
     }
     for page, name, parts in (
         ("README.md", "embedded-cpu", short),
@@ -132,14 +137,14 @@ def sections() -> dict[str, dict[str, str]]:
         if result is not None:
             late = of_another_pair(result)
             for mark, part in parts.items():
-                found[page][mark] = part(result) + late
+                found[page][mark] = part(result) + late * (mark != "speed-chain")
     for mark, text in drafts_report.sections(RESULTS).items():
         found["docs/drafts.md"][mark] = text
     return found
 
 
 def of_another_pair(result: dict[str, Any]) -> str:
-    """A sentence, if a result is about weights that are shipped no more."""
+    """Sentences, if a result is about weights that are shipped no more, or of unknown code."""
     folders = {
         **dict.fromkeys(("draft", "vispec"), MODELS / "draft"),
         "target": MODELS / "target",
@@ -150,11 +155,15 @@ def of_another_pair(result: dict[str, Any]) -> str:
         for name, mark in result.get("weights", {}).items()
         if name in folders and fingerprint(folders[name]) != mark
     ]
-    if not changed:
-        return ""
-    return (
-        f"\n\n*Measured with other weights than those that are shipped now ({', '.join(changed)}).*"
-    )
+    said = []
+    if changed:
+        names = ", ".join(changed)
+        said.append(f"Measured with other weights than those that are shipped now ({names}).")
+    if any(
+        part.get("commit", "").endswith("changed") for part in (result, *result.get("repeats", []))
+    ):
+        said.append("Measured with code that was not committed.")
+    return "".join(f"\n\n*{sentence}*" for sentence in said)
 
 
 def written(page: str, parts: dict[str, str]) -> str:

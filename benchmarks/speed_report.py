@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from math import exp, log, sqrt
 from pathlib import Path
+from statistics import mean, median, variance
 from typing import Any
 
 from drafts_report import digest
@@ -30,6 +32,7 @@ METHODS = {
     "vispec-uncompiled": "ViSpec as it comes, not compiled",
     "vispec-advised": "ViSpec as it comes, compiled",
     "eagle-text": "EAGLE tree, trained on text",
+    "eagle-text-blind": "the same, kept from images",
     "eagle": "EAGLE tree, trained as ViSpec was",
     "eagle-chain": "EAGLE chain, trained as ViSpec was",
     "vispec": "ViSpec tree",
@@ -46,6 +49,8 @@ GOALS = (
 UNTIMED = (
     "Photographs, which are harder to draft, are not timed; what is accepted of them stands below. "
 )
+OVER = ("generate", "fastest_plain")
+"""What speedups are over."""
 APART_H = 6.0
 """Hours between rounds that say something of each other."""
 GOAL = 0.85
@@ -126,8 +131,7 @@ def summary(result: Mapping[str, Any]) -> str:
         f"a time: {_measured(result)} In brackets, where 95 % of draws of as many other items "
         "would lie. *ViSpec* is what `vispec.load` gives, *compiled* what it gives with "
         f"`compile=True`, *chain* that with {_shape(result, HEADLINE)}. At temperature 0 the aims "
-        f"were {aims}; 3.22x is the most that ViSpec's paper reports. ViSpec's draft reads every "
-        f"image token here, and has a global vector. {untimed}"
+        f"were {aims}; 3.22x is the most that ViSpec's paper reports. {untimed}"
         "[Every method, and where the time goes](docs/speed.md)."
     )
 
@@ -137,10 +141,12 @@ def conditions(result: Mapping[str, Any]) -> str:
     repeats = result["repeats"]
     ours = [row for row in result["rows"] if row["method"] in OURS]
     spread = max(
-        (most - least) / row["speedup_vs_generate"]
+        (most - least) / row[f"speedup_vs_{over}"]
         for row in ours
-        for least, most in [row["speedup_vs_generate_spread"]]
+        for over in OVER
+        for least, most in [row[f"speedup_vs_{over}_spread"]]
     )
+    compiled = sum(repeat["compiled_while_measuring"] for repeat in repeats)
     machines = [repeat["machine"] for repeat in repeats]
     return (
         f"{_measured(result)} The methods take turns on every item. Speeds are medians of the "
@@ -148,9 +154,9 @@ def conditions(result: Mapping[str, Any]) -> str:
         "other items would lie. "
         + f"The rounds' own speedups differ by up to {spread:.0%}. " * (len(repeats) > 1)
         + agreement(repeats)
+        + f"{_counted(compiled, 'graph')} had to be compiled while measuring. " * bool(compiled)
         + f"{_all_of(machines, 'cores')} cores, {', '.join(machines[0]['flags'])}"
-        + f"; {_settings(machines[0])}. `{result['command']}`. "
-        "Trees and chains were chosen on other items: "
+        + f". `{result['command']}`. Trees and chains were chosen on other items: "
         + "; ".join(f"{METHODS[name]}, {_shape(result, name)}" for name in result["trees"])
         + ". At temperature 1 methods say different texts, of different lengths."
     )
@@ -166,7 +172,8 @@ def _measured(result: Mapping[str, Any]) -> str:
         f"{row['items']} held-out items a task, {_counted(row['repeats'], 'round')} (begun "
         f"{', '.join(begun)} UTC), {_all_of(machines, 'threads')} threads "
         f"of {_all_of(machines, 'processor')}, {result['dtype']}, torch "
-        f"{_all_of(machines, 'torch')}, transformers {_all_of(machines, 'transformers')}."
+        f"{_all_of(machines, 'torch')}, transformers {_all_of(machines, 'transformers')}, "
+        f"{_settings(machines[0])}."
     )
 
 
@@ -217,7 +224,7 @@ def speculation(result: Mapping[str, Any]) -> str:
         f"{METHODS[name].removeprefix('ViSpec ')} of '{TASKS[task]}' at temperature {heat:.0f}"
         for (task, heat), rows in groups(result).items()
         for name in OURS
-        if name in rows and reached(rows[name], rows) < GOAL
+        if name in rows and rows[name]["share_of_attainable"] < GOAL
     ]
     said = f"missed by {'; '.join(missed)}" if missed else "reached by every row"
     lines = table(header, _of_ours(result, _speculation))
@@ -230,28 +237,43 @@ def _speculation(row: Row, rows: Mapping[str, Row]) -> tuple[str, ...]:
         _gain(row, "fastest_plain"),
         f"{row['acceptance_length']:.2f}",
         f"{row['speedup_vs_same_mode']:.2f}x",
-        f"{attainable(rows, row['same_mode']):.2f}x ({reached(row, rows):.0%} reached)",
+        f"{row['attainable_vs_same_mode']:.2f}x ({row['share_of_attainable']:.0%} reached)",
     )
 
 
-def reached(row: Row, rows: Mapping[str, Row]) -> float:
-    """A row's share of what was attainable in its mode; `rows` are those beside it."""
-    share: float = row["speedup_vs_same_mode"] / attainable(rows, row["same_mode"])
-    return share
+def limits(result: Mapping[str, Any]) -> str:
+    """What verifying, drafting and everything else cost beside a plain step, greedily."""
+    chains = {
+        heat: [rows[HEADLINE] for (_, at), rows in groups(result).items() if at == heat]
+        for heat in (0.0, 1.0)
+    }
+    steps = result["trees"][HEADLINE]["depth"]
+    plain = median(
+        rows["plain-compiled"]["verify_ms_per_pass"]
+        for (_, heat), rows in groups(result).items()
+        if heat == 0
+    )
+    verify, draft = (
+        median(row[f"{stage}_ms_per_pass"] for row in chains[0.0]) for stage in ("verify", "draft")
+    )
+    rest = [median(row["overhead_ms_per_pass"] for row in rows) for rows in chains.values() if rows]
+    return (
+        f"Compiled and greedily, a pass of the target over a chain of {steps} costs "
+        f"{verify / plain:.1f} times a pass over one token, and each of its {steps} steps of "
+        f"drafting {draft / steps / plain:.0%} of one: both read their weights from memory, and "
+        "that is what takes the time. Everything else of a cycle is "
+        + ", ".join(
+            f"{ms:.1f} ms {how}" for ms, how in zip(rest, ("greedily", "sampled"), strict=False)
+        )
+        + ". (Medians of the tasks.)"
+    )
 
 
-def attainable(rows: Mapping[str, Row], mode: str) -> float:
-    """The best that ViSpec's draft could gain over the plain loop of a mode.
-
-    With the measured shape that suits best, if nothing but running the models took time.
-
-    Args:
-        rows: of one task and temperature, by method.
-    """
-    return max(
-        row["attainable_vs_same_mode"]
-        for method, row in rows.items()
-        if method in OURS and row["same_mode"] == mode
+def chain(result: Mapping[str, Any]) -> str:
+    """How the headline's chain is asked for."""
+    return (
+        f"```python\nchain = vispec.TreeShape.chain({result['trees'][HEADLINE]['depth']})\n"
+        'vlm = vispec.load("embedded", draft="embedded", tree=chain, compile=True)\n```'
     )
 
 
@@ -320,27 +342,37 @@ def agreement(repeats: Sequence[Mapping[str, Any]]) -> str:
     split = next((i for i, gap in enumerate(gaps, 1) if gap >= APART_H), None)
     if split is None:
         return ""
-    parts = [[r["parts"] for r in some] for some in (repeats[:split], repeats[split:])]
     before, after = (
-        {(row["task"], row["temperature"], row["method"]): row for row in summarise(each)}
-        for each in parts
+        [_speedups(one["parts"]) for one in some] for some in (repeats[:split], repeats[split:])
     )
-    compared = [
-        (row[f"speedup_vs_{over}"], after[key][f"speedup_vs_{over}"], row[f"speedup_vs_{over}_{s}"])
-        for s in ("interval", "spread")
-        for key, row in before.items()
-        if row["method"] in OURS
-        for over in ("generate", "fastest_plain")
+    moved = [
+        abs(mean(one[key] for one in after) - mean(one[key] for one in before)) for key in before[0]
     ]
-    inside = [low <= new <= high for _, new, (low, high) in compared]
-    half = len(inside) // 2
-    own = f", {sum(inside[half:])} between their own rounds' least and most" * (len(parts[0]) > 1)
-    furthest = max(abs(new / old - 1) for old, new, _ in compared)
-    return (
-        f"Of the {half} speedups of ViSpec's rows, those of {gaps[split - 1]:.0f} hours later "
-        f"({_counted(len(parts[1]), 'round')}) are within {furthest:.1%} of the first "
-        f"({len(parts[0])}): {sum(inside[:half])} lie in the first's intervals{own}. "
+    said = (
+        f"The {len(moved)} speedups of ViSpec's rows of {gaps[split - 1]:.0f} hours later "
+        f"({_counted(len(after), 'round')}) differ by up to {exp(max(moved)) - 1:.1%}"
+        f" from those before ({_counted(len(before), 'round')})"
     )
+    if len(before) < 2:
+        return said + ". "
+    # Of every speedup the rounds say how much it varies, of all together they say it well.
+    varies = sqrt(mean(variance([one[key] for one in before]) for key in before[0]))
+    most = 2 * varies * sqrt(1 / len(before) + 1 / len(after))
+    inside = sum(change <= most for change in moved)
+    return (
+        f"{said}; by how those differ among themselves, 95 % of such differences lie within "
+        f"{exp(most) - 1:.1%}, and {inside} do. "
+    )
+
+
+def _speedups(parts: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], float]:
+    """Logarithms of a round's speedups of ViSpec's rows."""
+    return {
+        (row["task"], row["temperature"], row["method"], over): log(row[f"speedup_vs_{over}"])
+        for row in summarise([parts])
+        if row["method"] in OURS
+        for over in OVER
+    }
 
 
 def _counted(count: int, what: str) -> str:

@@ -14,6 +14,8 @@ from vispec.evaluation.items import TASKS, Item
 from vispec.evaluation.quality import score
 
 PLAIN = ("generate", "generate-static", "plain", "plain-compiled")
+DRAFTS = ("vispec", "eagle-text-blind", "eagle-text", "eagle")
+"""What methods that speculate are of, by how their names begin; the first that fits."""
 SAME_MODE = {"vispec-uncompiled": "plain"}
 """The plain loop that runs its passes as a method does, where that is not `plain-compiled`."""
 PROMPT = ("encode", "vision", "prefill", "read")
@@ -52,7 +54,7 @@ def parts(lines: Sequence[dict[str, Any]], items: Sequence[Item]) -> list[Part]:
             for name in (*PROMPT[1:], *CYCLE):
                 part[f"{name}_s"] = sum(line["stats"][f"{name}_s"] for line in here)
             part["encode_s"] = sum(line["seconds"] - line["stats"]["total_s"] for line in here)
-            part["depth"] = here[0]["stats"]["depth"]
+            part |= {name: here[0]["stats"].get(name, 0) for name in ("size", "depth")}
             by_depth = [line["stats"]["accepted_by_depth"] for line in here]
             part["accepted_by_depth"] = [
                 sum(counts) for counts in zip_longest(*by_depth, fillvalue=0)
@@ -120,11 +122,20 @@ def _row(name: str, by_method: dict[str, list[Part]]) -> dict[str, Any]:
         row[f"{stage}_ms"] = statistics.median(
             1e3 * part[f"{stage}_s"] / len(part["tokens"]) for part in own
         )
-    same = SAME_MODE.get(name, "plain-compiled")
-    if same in by_method:
+    same = _mode(name)
+    if _draft(name) and same in by_method:
         plain = by_method[same]
         gains = _ratios(speeds[name], speeds[same])
-        bounds = _ratios(list(map(attainable, own, plain)), speeds[same])
+        shapes = [other for other in by_method if _draft(other) == _draft(name)]
+        costs = [shape for shape in shapes if _mode(shape) == same]
+        bounds = [
+            max(
+                attainable(by_method[cost][i], plain[i], [by_method[s][i] for s in shapes])
+                for cost in costs
+            )
+            / speeds[same][i]
+            for i in range(len(own))
+        ]
         cycles = _ratios(_rates(own, CYCLE), _rates(plain, CYCLE))
         row["same_mode"] = same
         row["speedup_vs_same_mode"] = statistics.median(gains)
@@ -134,27 +145,41 @@ def _row(name: str, by_method: dict[str, list[Part]]) -> dict[str, Any]:
     return row
 
 
-def attainable(part: Part, plain: Part) -> float:
-    """Tokens a second at the best depth, if nothing but running the models took time.
+def attainable(part: Part, plain: Part, shapes: Sequence[Part]) -> float:
+    """Tokens a second with the best shape, if nothing but running the models took time.
 
-    What a shallower tree would accept is what this one accepted down to there. Its drafting takes
-    its share of the steps; its verification lies between a pass over one token and this one's, as
-    its depth does.
+    What a shape that is cut accepts is what the whole one accepted down to there. A level of it
+    takes as long to draft as one of `part`, and a node adds to a pass over one token what one of
+    `part` does.
 
     Args:
+        part: whose costs these are.
         plain: of the plain loop that is compiled as `part` is.
+        shapes: what the same draft accepted of the same answers, in every shape that was measured.
     """
     alone = plain["verify_s"] / plain["passes"]
-    draft, verify = (part[f"{stage}_s"] / part["passes"] for stage in ("draft", "verify"))
+    level = part["draft_s"] / part["passes"] / part["depth"]
+    node = (part["verify_s"] / part["passes"] - alone) / (part["size"] - 1)
     # Every answer's first token comes from the prefill.
-    drafted = sum(part["tokens"]) - len(part["tokens"])
-    best, accepted = drafted * alone, 0.0
-    for depth in range(1, part["depth"] + 1):
-        accepted += sum(part["accepted_by_depth"][depth - 1 : depth]) / part["passes"]
-        share = depth / part["depth"]
-        cost = share * draft + alone + share * (verify - alone)
-        best = min(best, drafted / (1 + accepted) * cost)
+    best = (sum(part["tokens"]) - len(part["tokens"])) * alone
+    for shape in shapes:
+        # Answers may end on a guess, so that a last pass has no token of the target's own.
+        said, accepted = shape["passes"] + sum(shape["accepted_by_depth"]), 0.0
+        for depth in range(1, shape["depth"] + 1):
+            accepted += sum(shape["accepted_by_depth"][depth - 1 : depth]) / shape["passes"]
+            nodes = (shape["size"] - 1) * depth / shape["depth"]
+            best = min(best, said / (1 + accepted) * (depth * level + alone + nodes * node))
     return sum(part["tokens"]) / (best + sum(part[f"{stage}_s"] for stage in READING))
+
+
+def _mode(method: str) -> str:
+    """The plain loop that runs its passes as a method does."""
+    return SAME_MODE.get(method, "plain-compiled")
+
+
+def _draft(method: str) -> str | None:
+    """What a method's draft is."""
+    return next((draft for draft in DRAFTS if method.startswith(draft)), None)
 
 
 def interval(

@@ -15,6 +15,8 @@ from vispec.checkpoints.files import fingerprint
 def test_results_of_other_weights_say_so() -> None:
     own = fingerprint(report.MODELS / "target")
     assert report.of_another_pair({"weights": {"target": own}}) == ""
+    late = {"commit": "abc", "repeats": [{"commit": "abc"}, {"commit": "abc changed"}]}
+    assert report.of_another_pair(late) == "\n\n*Measured with code that was not committed.*"
     told = report.of_another_pair({"weights": {"target": own, "draft": "0123"}})
     assert "(draft)" in told
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from importlib import metadata
@@ -11,10 +12,12 @@ from typing import Any
 import torch
 
 from vispec.training import scenes
-from vispec.training.provenance import commit, git
+from vispec.training.provenance import commit
 
 _SETTINGS = ("LD_PRELOAD", "GLIBC_TUNABLES", "GOMP_", "OMP_", "KMP_", "MKL_", "TORCHINDUCTOR_")
 """Beginnings of the environment variables that change how fast torch is."""
+_ROOT = Path(__file__).resolve().parents[3]
+_CODE = (".py", ".toml")
 
 
 def conditions() -> dict[str, Any]:
@@ -39,17 +42,20 @@ def conditions() -> dict[str, Any]:
 
 
 def source(*paths: str) -> dict[str, str]:
-    """The state of files and folders of the checkout that this is running from, by path.
+    """A digest of the code in files and folders of the checkout that this is running from, by path.
 
-    Returns:
-        git's hash of each, `"changed"` behind it where the work tree differs; empty outside a
-        checkout.
+    What is not there is left out, as everything is outside of a checkout.
     """
     found = {}
     for path in paths:
-        if known := git("rev-parse", "--short=12", f"HEAD:{path}"):
-            changed = git("status", "--porcelain", "--", path)
-            found[path] = f"{known} changed" if changed else known
+        place = _ROOT / path
+        files = [place] if place.is_file() else [p for p in place.rglob("*") if p.suffix in _CODE]
+        if files:
+            whole = hashlib.sha256()
+            for file in sorted(files):
+                whole.update(f"{file.relative_to(_ROOT).as_posix()}\0".encode())
+                whole.update(hashlib.sha256(file.read_bytes()).digest())
+            found[path] = whole.hexdigest()[:12]
     return found
 
 

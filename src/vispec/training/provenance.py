@@ -30,8 +30,13 @@ def provenance(command: str, data: Path) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit that this is running from; empty outside a checkout."""
-    return git("rev-parse", "--short=12", "HEAD")
+    """The commit that this is running from, `" changed"` behind it where code differs from it.
+
+    Empty outside a checkout.
+    """
+    head = git("rev-parse", "--short=12", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "src", "benchmarks")
+    return f"{head} changed" if head and changed else head
 
 
 def git(*words: str) -> str:
