@@ -8,7 +8,7 @@ from importlib import resources
 
 import vispec
 
-photo = sys.argv[1] if len(sys.argv) > 1 else resources.files("vispec") / "assets/astronaut.jpg"
+photo = sys.argv[1] if len(sys.argv) > 1 else resources.files("vispec") / "assets/motocross.jpg"
 
 vlm = vispec.load("embedded", draft="embedded")
 result = vlm.generate("Describe the photo.", images=[str(photo)], max_new_tokens=64)
