@@ -24,7 +24,8 @@ test-slow: $(STAMP)  ## only the slow tests (statistics, training, whole-pair ru
 DATA ?= ../shared/data
 OUT  ?= outputs/embedded-quality.json
 evaluate-embedded: $(STAMP)  ## what the embedded target sees and its draft accepts (photographs: DATA=folder)
-	$(BIN)/python -m vispec.evaluation.embedded --data $(DATA) --out $(OUT)
+	$(BIN)/python -m vispec.evaluation.embedded --data $(DATA) --out $(OUT) \
+	  $(if $(ANSWERS),--answers $(ANSWERS))
 
 conformance: $(STAMP)  ## ask every model family the same, and write the README's table of them
 	-$(BIN)/python -m pytest -n 2 tests/targets/test_conformance.py --junitxml=.conformance.xml

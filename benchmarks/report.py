@@ -82,7 +82,13 @@ def acceptance(report: dict[str, Any]) -> str:
                 f"{row['draft'] / best:.2f}x",
             )
             lines.append(cells)
-    return table(header, lines)
+    counts = ", ".join(
+        f"{found[task]['table']} ({name})" for task, name in TASKS.items() if task in found
+    )
+    said = (
+        "that the draft learnt from" if "--answers" in report["command"] else "to other questions"
+    )
+    return f"{table(header, lines)}\n\nThe tables of bigrams are of answers {said}: {counts}."
 
 
 def _verdict(reached: bool | None) -> str:

@@ -25,11 +25,16 @@ def test_acceptance_stands_beside_that_of_tables() -> None:
     row = {
         "task": "read", "bits_per_token": 0.5, "bigrams": 1.5, "bigrams_any_tree": 1.9,
         "prompt_lookup": 1.1, "draft": 2.5, "advantage": 2.5 / 1.5, "reached": True,
+        "table": 70,
     }  # fmt: skip
-    text = report.acceptance({"acceptance": [row]})
+    text = report.acceptance({"acceptance": [row], "command": "it --answers ANSWERS"})
     assert text.splitlines()[2:] == [
-        "| text, read | 0.50 | 1.50 | 1.90 | 1.10 | 2.50 | 1.67x | reached | 1.32x |"
+        "| text, read | 0.50 | 1.50 | 1.90 | 1.10 | 2.50 | 1.67x | reached | 1.32x |",
+        "",
+        "The tables of bigrams are of answers that the draft learnt from: 70 (text, read).",
     ]
+    other = report.acceptance({"acceptance": [row], "command": "it --table 70"})
+    assert "of answers to other questions" in other
 
 
 def test_what_was_missed_is_said() -> None:

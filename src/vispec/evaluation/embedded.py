@@ -4,7 +4,8 @@
 
 Answers held-out questions about scenes, and about photographs where the data folder has them, with
 their own picture and with another one; then compares what the draft accepts with a table of bigrams
-and with prompt lookup on the same answers.
+and with prompt lookup on the same answers. The table is made of answers to other questions: with
+``--answers``, a folder ``answers/SOURCE`` of its training, of all that the draft learnt from.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,14 @@ from rich.table import Table
 from vispec.checkpoints.files import fingerprint, locate
 from vispec.decoding.engine import Engine
 from vispec.decoding.planner import CHAINS, TREES
+from vispec.errors import VispecError
 from vispec.evaluation import baselines
 from vispec.evaluation.conditions import commit, conditions, source
 from vispec.evaluation.items import TASKS, Item, held_out, training, word_items
 from vispec.evaluation.quality import answers, quality, read
 from vispec.loading import load
+from vispec.training.distill import read_answers
+from vispec.training.recipes.embedded_questions import task_of
 
 ADVANTAGE = 1.5
 """How much more than the better table the draft should accept."""
@@ -44,9 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="folder with flickr8k/, for photographs")
     parser.add_argument("--count", type=int, default=100, help="held-out items a task (100)")
     parser.add_argument("--table", type=int, default=800, help="answers a task for the table (800)")
+    parser.add_argument("--answers", type=Path, help="folder of answers to make it of instead")
     parser.add_argument("--threads", type=int, default=2, help="threads that torch may use (2)")
     parser.add_argument("--out", type=Path, help="where to write the numbers as JSON")
     given = parser.parse_args(arguments)
+    try:
+        known = learnt(given.answers) if given.answers else None
+    except (VispecError, ValueError) as error:
+        parser.error(str(error))
     torch.set_num_threads(given.threads)
     # Now: files may change while this runs, but not what was imported.
     depends = {
@@ -66,12 +76,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measures = quality(engine, asked, said)
     rows = []
     if engine.draft is not None:
-        _say(f"answering {given.table} training questions a task for the table of bigrams")
-        others = training(given.data, given.table)
-        rows = acceptance(engine, asked, said, others, answers(engine, others))
+        if known is None:
+            _say(f"answering {given.table} training questions a task for the table of bigrams")
+            others = training(given.data, given.table)
+            known = by_task([item.task for item in others], answers(engine, others))
+        rows = acceptance(engine, asked, said, known)
     report = {
         "command": f"python -m vispec.evaluation.embedded --count {given.count}"
-        f" --table {given.table} --threads {given.threads}" + (" --data DIR" if given.data else ""),
+        + (" --answers ANSWERS" if given.answers else f" --table {given.table}")
+        + f" --threads {given.threads}"
+        + (" --data DIR" if given.data else ""),
         **depends,
         "weights": {
             role: fingerprint(locate(name, role))
@@ -92,8 +106,7 @@ def acceptance(
     engine: Engine,
     items: Sequence[Item],
     said: Sequence[Sequence[int]],
-    others: Sequence[Item],
-    known: Sequence[Sequence[int]],
+    known: Mapping[str, Sequence[Sequence[int]]],
 ) -> list[dict[str, Any]]:
     """By task, how much the draft, a table of bigrams and prompt lookup accept of greedy answers.
 
@@ -101,10 +114,9 @@ def acceptance(
         engine: with its draft.
         items: what was asked.
         said: the target's greedy answers.
-        others: other questions.
-        known: the answers to them, from which tables are made.
+        known: answers to other questions, by task, from which tables are made.
     """
-    anything = baselines.Bigrams(known, engine.target.vocab_size)
+    anything = baselines.Bigrams(list(chain(*known.values())), engine.target.vocab_size)
     rows = []
     for task in TASKS:
         here = [i for i, item in enumerate(items) if item.task == task]
@@ -123,7 +135,7 @@ def acceptance(
         passes = sum(s.target_passes for s in stats)
         # The table of this task alone or of all, whichever is better; with as many nodes for the
         # target to verify as the draft has, and with whichever tree suits it best.
-        alike = [ids for item, ids in zip(others, known, strict=True) if item.task == task]
+        alike = known.get(task, [])
         tables = (anything, baselines.Bigrams(alike, engine.target.vocab_size))
         rates = {
             shape: max(baselines.bigram_acceptance(table, texts, shape) for table in tables)
@@ -136,6 +148,7 @@ def acceptance(
             {
                 "task": task,
                 "items": len(here),
+                "table": len(alike),
                 "tokens": sum(map(len, texts)),
                 "bits_per_token": baselines.bits_per_token(engine.target, prompts, drawn),
                 "bigrams": bigrams,
@@ -147,6 +160,27 @@ def acceptance(
             }
         )
     return rows
+
+
+def by_task(tasks: Iterable[str], said: Iterable[Sequence[int]]) -> dict[str, list[Sequence[int]]]:
+    """Answers, sorted by the task of each."""
+    found: dict[str, list[Sequence[int]]] = {}
+    for task, ids in zip(tasks, said, strict=True):
+        found.setdefault(task, []).append(ids)
+    return found
+
+
+def learnt(folder: Path) -> dict[str, list[Sequence[int]]]:
+    """By task, the answers that a draft of the embedded target learnt from.
+
+    Raises:
+        VispecError: if there are none.
+        ValueError: if they are to other questions than the embedded draft's.
+    """
+    found = read_answers(folder)
+    if not found:
+        raise VispecError(f"{folder} has no answers-*.parquet; give a training's answers/SOURCE")
+    return by_task(map(task_of, found), (found[key].token_ids for key in found))
 
 
 def samples(items: Sequence[Item], said: Sequence[str], each: int = 5) -> list[dict[str, str]]:
