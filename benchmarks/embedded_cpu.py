@@ -21,10 +21,11 @@ Methods
     plain-compiled      the same with compiled passes
     vispec-uncompiled   ViSpec with the tree that it comes with, without compiled passes
     vispec-advised      the same with compiled passes
-    eagle-text, eagle   compiled trees of drafts without an adapter, trained on text alone, and on
-                        the same answers for as long as ViSpec
-    eagle-text-blind    the former, whom no image token reaches
-    eagle-chain         the latter, one path
+    eagle-text          compiled trees of EAGLE, trained on text alone
+    eagle-text-blind    the same draft, whom no image token reaches
+    eagle3              compiled trees of what ViSpec is without its global vector, trained on the
+                        same answers for as long
+    eagle3-chain        the same draft, one path
     vispec-chain        compiled, one path
     vispec              compiled trees
 """
@@ -228,7 +229,7 @@ def main(argv: Iterable[str] | None = None) -> None:
     others = [item for found in by_task.values() for item in found[given.items :]]
     # A tree that runs uncompiled because too many were compiled would be measured as slow.
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    drafts = {name: str(given.drafts / name) for name in ("vispec", "eagle", "eagle-text")}
+    drafts = {name: str(given.drafts / name) for name in ("vispec", "eagle3", "eagle-text")}
     if given.target == "embedded":
         drafts["vispec"] = locate("embedded", "draft")
     folders = {"target": locate(given.target, "target")} | drafts

@@ -131,7 +131,7 @@ def build(
     """Every method, and the trees that were chosen on `others`.
 
     Args:
-        drafts: folders of `vispec`, `eagle` and `eagle-text`.
+        drafts: folders of `vispec`, `eagle3` and `eagle-text`.
         chosen: file of what was chosen; what is in it is not chosen again.
 
     Returns:
@@ -141,10 +141,10 @@ def build(
     compiled = wrap(target.model, target.processor)
     sources = {
         "vispec-chain": (drafts["vispec"], CHAINS),
-        "eagle-chain": (drafts["eagle"], CHAINS),
+        "eagle3-chain": (drafts["eagle3"], CHAINS),
         "eagle-text": (drafts["eagle-text"], TREES),
         BLIND: (drafts["eagle-text"], TREES),
-        "eagle": (drafts["eagle"], TREES),
+        "eagle3": (drafts["eagle3"], TREES),
         "vispec": (drafts["vispec"], TREES),
     }
     methods = {

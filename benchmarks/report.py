@@ -154,7 +154,7 @@ def of_another_pair(result: dict[str, Any]) -> str:
     folders = {
         **dict.fromkeys(("draft", "vispec"), MODELS / "draft"),
         "target": MODELS / "target",
-        **{name: ROOT / "benchmarks" / "drafts" / name for name in ("eagle", "eagle-text")},
+        **{name: ROOT / "benchmarks" / "drafts" / name for name in ("eagle3", "eagle-text")},
     }
     changed = [
         name

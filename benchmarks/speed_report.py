@@ -33,8 +33,8 @@ METHODS = {
     "vispec-advised": "ViSpec as it comes, compiled",
     "eagle-text": "EAGLE tree, trained on text",
     "eagle-text-blind": "the same, kept from images",
-    "eagle": "EAGLE tree, trained as ViSpec was",
-    "eagle-chain": "EAGLE chain, trained as ViSpec was",
+    "eagle3": "EAGLE-3 tree, trained as ViSpec was",
+    "eagle3-chain": "EAGLE-3 chain, trained as ViSpec was",
     "vispec": "ViSpec tree",
     "vispec-chain": "ViSpec chain",
 }

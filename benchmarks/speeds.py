@@ -14,7 +14,7 @@ from vispec.evaluation.items import TASKS, Item
 from vispec.evaluation.quality import score
 
 PLAIN = ("generate", "generate-static", "plain", "plain-compiled")
-DRAFTS = ("vispec", "eagle-text-blind", "eagle-text", "eagle")
+DRAFTS = ("vispec", "eagle-text-blind", "eagle-text", "eagle3")
 """What methods that speculate are of, by how their names begin; the first that fits."""
 SAME_MODE = {"vispec-uncompiled": "plain"}
 """The plain loop that runs its passes as a method does, where that is not `plain-compiled`."""

@@ -184,7 +184,7 @@ def trained(mode: str, work: Path, seconds: float, answers: int) -> dict[str, fl
     loaded = held_mb()
     wanted = DraftRecipe(adapter={"kind": "query", "heads": 3, "queries": 2})
     draft: Any = new_draft(target, wanted).float().train()
-    recipe = read_recipe(RECIPES / "embedded.toml").stages[-1]
+    recipe = read_recipe(RECIPES / "embedded-eagle.toml").stages[-1]
     stage = Stage(
         draft, target, recipe.losses, self_fed=recipe.self_fed, relative_noise=recipe.relative_noise
     )

@@ -221,7 +221,7 @@ def test_every_method_answers_and_the_result_says_what_it_depends_on(
     # Prompt lookup must not find an image behind what the prompt ends with.
     template = target / "chat_template.jinja"
     template.write_text(template.read_text().replace("'assistant:'", "'assistant.'"))
-    for name, queries in (("vispec", 3), ("eagle", None), ("eagle-text", None)):
+    for name, queries in (("vispec", 3), ("eagle3", None), ("eagle-text", None)):
         vispec_format.write(tiny.draft(torch.float32, queries=queries), tmp_path / "drafts" / name)
     out = tmp_path / "result.json"
     command = [
@@ -235,7 +235,7 @@ def test_every_method_answers_and_the_result_says_what_it_depends_on(
     assert {name for _, name in rows} == {
         "generate", "generate-static", "generate-lookup", "plain", "plain-compiled",
         "vispec-uncompiled", "vispec-advised", "vispec-chain", "vispec",
-        "eagle-text", "eagle-text-blind", "eagle", "eagle-chain",
+        "eagle-text", "eagle-text-blind", "eagle3", "eagle3-chain",
     }  # fmt: skip
     for name in {name for _, name in rows}:
         assert rows[0.0, name]["identical"] == 1 or rows[0.0, name]["largest_gap"] < 1e-3
@@ -243,7 +243,7 @@ def test_every_method_answers_and_the_result_says_what_it_depends_on(
     for part in ("weights", "machine", "commit", "source", "trees", "timed", "dtype", "command"):
         assert result[part]
     assert rows[0.0, "vispec"]["threads"] == result["machine"]["threads"]
-    assert set(result["weights"]) == {"target", "vispec", "eagle", "eagle-text"}
+    assert set(result["weights"]) == {"target", "vispec", "eagle3", "eagle-text"}
     # Nothing is left to ask, and nothing of another run is taken for this one's.
     again = (tmp_path / "work" / "answers.jsonl").read_text()
     bench.main(command)

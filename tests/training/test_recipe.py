@@ -221,9 +221,9 @@ def test_the_recipe_of_eagle3_has_its_papers_training() -> None:
     assert (stage.self_fed, stage.noise, stage.relative_noise) == (3, 0.0, 0.0)
 
 
-def test_the_built_in_draft_and_the_eagle_beside_it_differ_by_the_adapter_alone() -> None:
+def test_the_built_in_draft_and_the_eagle3_beside_it_differ_by_the_adapter_alone() -> None:
     folder = Path(__file__).parents[2] / "benchmarks" / "drafts"
-    mine, other = read_recipe(RECIPES / "embedded.toml"), read_recipe(folder / "eagle.toml")
+    mine, other = read_recipe(RECIPES / "embedded.toml"), read_recipe(folder / "eagle3.toml")
     assert mine == replace(other, draft=mine.draft)
     assert (mine.draft.adapter, other.draft.adapter) == (
         {"kind": "query", "heads": 3, "queries": 1, "beside": True},

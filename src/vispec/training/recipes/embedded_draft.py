@@ -1,9 +1,9 @@
 """A draft of the embedded target, measured: its model card and its licence.
 
     python -m vispec.training.recipes.embedded_questions --data DIR --out questions
-    vispec train embedded-eagle --out runs/eagle
-    vispec train embedded --out runs/embedded --init runs/eagle/draft
-    python -m vispec.training.recipes.embedded_draft --run runs/embedded --begun runs/eagle \\
+    vispec train embedded-eagle3 --out runs/eagle3
+    vispec train embedded --out runs/embedded --init runs/eagle3/draft
+    python -m vispec.training.recipes.embedded_draft --run runs/embedded --begun runs/eagle3 \\
         --questions questions --out src/vispec/models/draft
 """
 
@@ -19,7 +19,8 @@ from pathlib import Path
 from vispec.adapters import QueryAdapter
 from vispec.decoding.engine import Engine
 from vispec.decoding.tree import TreeShape
-from vispec.drafts import EagleDraft
+from vispec.drafts.eagle3 import Eagle3Draft
+from vispec.drafts.sequential import SequentialDraft
 from vispec.errors import SettingsError
 from vispec.loading import load
 from vispec.training.distill import Question
@@ -76,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     stated = json.loads((trained / "provenance.json").read_text())
     engine = load(stated["recipe"]["target"], trained)
     asked = questions(Source(str(options.questions / f"{HELDOUT}.jsonl")), HELDOUT)
-    if not isinstance(engine.draft, EagleDraft):
-        raise SettingsError(f"{trained} is no EAGLE draft, which this card is for")
+    if not isinstance(engine.draft, SequentialDraft):
+        raise SettingsError(f"{trained} is neither EAGLE nor EAGLE-3, which this card is for")
     measured = acceptance(engine, asked)
     blind = acceptance(engine, [replace(question, images=()) for question in asked])
     options.out.mkdir(parents=True, exist_ok=True)
@@ -107,7 +108,7 @@ def acceptance(engine: Engine, questions: Sequence[Question]) -> dict[str, dict[
 
 
 def card(
-    draft: EagleDraft,
+    draft: SequentialDraft,
     tree: TreeShape,
     runs: Sequence[Path],
     measured: Mapping[str, Mapping[str, float]],
@@ -150,13 +151,16 @@ def card(
     stated = origins[-1]
     learnt = {name for _, stage in stages for name in stage["data"]}
     said = [f"{stated['answers'][name]} to the questions {name}" for name in sorted(learnt)]
-    adapter = draft.adapter
-    what, title = "An EAGLE draft: one decoder layer that reads every image token", "An EAGLE draft"
+    adapter, layer = draft.adapter, "one decoder layer"
+    title = f"An {'EAGLE-3' if isinstance(draft, Eagle3Draft) else 'EAGLE'} draft"
+    if draft.token_map is not None:
+        layer += f" over {draft.token_map.numel()} of the target's tokens"
+    what = f"{title}: {layer}, and reads every image token"
     if isinstance(adapter, QueryAdapter):
         title, count = "The embedded draft", adapter.q.shape[0]
         queries = "1 query" if count == 1 else f"{count} queries"
         beside = ", beside every image token" if adapter.keeps else ""
-        what = f"A ViSpec draft: one decoder layer and an adapter of {queries}{beside}"
+        what = f"A ViSpec draft: {layer}, and an adapter of {queries}{beside}"
     return CARD.format(
         title=title,
         what=what,
