@@ -157,7 +157,11 @@ def conditions(result: Mapping[str, Any]) -> str:
         + f"{_counted(compiled, 'graph')} had to be compiled while measuring. " * bool(compiled)
         + f"{_all_of(machines, 'cores')} cores, {', '.join(machines[0]['flags'])}"
         + f". `{result['command']}`. Trees and chains were chosen on other items: "
-        + "; ".join(f"{METHODS[name]}, {_shape(result, name)}" for name in result["trees"])
+        + "; ".join(
+            f"{label}, {_shape(result, name)}"
+            for name, label in METHODS.items()
+            if name in result["trees"]
+        )
         + ". At temperature 1 methods say different texts, of different lengths."
     )
 

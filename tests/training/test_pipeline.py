@@ -28,6 +28,7 @@ from vispec.errors import SettingsError, VispecError
 from vispec.training import auto, pipeline
 from vispec.training.distill import Question
 from vispec.training.drafts import new_draft
+from vispec.training.questions import questions
 from vispec.training.recipe import DraftRecipe, Recipe, recipe
 
 
@@ -353,6 +354,21 @@ def test_features_online_train_as_kept_ones(target: Path, asked: Path, tmp_path:
     one, other = (draft.state_dict() for draft in made)
     assert all(torch.equal(value, other[key]) for key, value in one.items())
     assert not (tmp_path / "online" / "features").exists()
+
+
+def test_recipes_may_share_some_of_their_answers(target: Path, asked: Path, tmp_path: Path) -> None:
+    whole = wanted(target, asked)
+    groups = {name: questions(source, name) for name, source in whole.data.items()}
+    some = {name: groups[name] for name in ("text", "heldout")}
+    stated = pipeline.claim_answers(whole, tmp_path, some)
+    assert stated["questions"].keys() == some.keys()
+    # Further questions are welcome, others under a name that is taken are not.
+    pipeline.claim_answers(whole, tmp_path, groups)
+    pipeline.claim_answers(whole, tmp_path, some)
+    with pytest.raises(VispecError, match=r"of another run: questions\.text was"):
+        pipeline.claim_answers(whole, tmp_path, {"text": groups["heldout"]})
+    with pytest.raises(VispecError, match="max_new_tokens was 12"):
+        pipeline.claim_answers(replace(whole, max_new_tokens=13), tmp_path, {})
 
 
 def test_what_acceptance_is_measured_on_is_not_learnt_from(

@@ -205,15 +205,23 @@ def identity(target: str) -> dict[str, str]:
 def claim_answers(
     recipe: Recipe, folder: Path, asked: Mapping[str, Sequence[Question]]
 ) -> dict[str, Any]:
-    """Keep a folder's answers and features to one recipe's; what they depend on."""
-    facts = {
+    """Keep a folder's answers and features to recipes that they are right for.
+
+    Other recipes may have other questions beside those that they share.
+
+    Returns:
+        what they depend on.
+    """
+    common = {
         **identity(recipe.target),
         "features": recipe.features,
         "max_new_tokens": recipe.max_new_tokens,
-        "questions": {name: digest(group, recipe.max_new_tokens) for name, group in asked.items()},
     }
-    claim(folder, facts, "cache.json")
-    return facts
+    asking = {name: digest(group, recipe.max_new_tokens) for name, group in asked.items()}
+    claim(folder, common, "cache.json")
+    for name, mark in asking.items():
+        claim(folder, {f"questions.{name}": mark}, f"cache-{name}.json")
+    return {**common, "questions": asking}
 
 
 def gather(
