@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -21,6 +22,7 @@ import torch
 
 from drafts_compared import SHOWN, answer, look
 from vispec.checkpoints.files import fingerprint, locate
+from vispec.drafts import EagleDraft
 from vispec.evaluation.conditions import commit, conditions
 from vispec.loading_targets import load_target
 from vispec.runs import claim
@@ -53,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     heldout = list(stores[1])
     known = started(target, DraftRecipe(), str(options.former))
+    if not isinstance(known, EagleDraft):
+        sys.exit(f"{options.former} is no EAGLE draft, which this compares")
     wanted = DraftRecipe(adapter=described(known)["adapter"])
     before = judged(known.float(), target, heldout, SHOWN.positions)
     stage = replace(SHOWN, minutes=options.minutes, evaluate_minutes=options.minutes / 6)

@@ -75,9 +75,11 @@ def test_two_targets_share_an_adapter(place: dict[str, Path]) -> None:
 
 
 def test_a_former_draft_is_adapted(place: dict[str, Path]) -> None:
-    former = locate("embedded", "draft")
+    former = Path(adapted_draft.__file__).parent / "drafts" / "eagle-text"
     adapted_draft.main(options(place, "adapted", minutes=0.02, former=former))
     assert "| from nothing |" in drafts_report.sections(place["results"])["drafts-adapted"]
+    with pytest.raises(SystemExit, match="no EAGLE draft"):
+        adapted_draft.main(options(place, "adapted", former=locate("embedded", "draft")))
 
 
 def test_training_is_timed(place: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
