@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,9 +27,13 @@ def saving(path: Path) -> Iterator[None]:
 
 def write_json(path: Path, value: Any) -> None:
     """A file of JSON."""
-    fresh = path.with_name(f"{path.name}.tmp")
-    fresh.write_text(json.dumps(value, indent=1) + "\n")
-    fresh.replace(path)
+    # Several workers may write one at the same time.
+    fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        fresh.write_text(json.dumps(value, indent=1) + "\n")
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def replace_folder(fresh: Path, kept: Path) -> None:
@@ -37,8 +42,8 @@ def replace_folder(fresh: Path, kept: Path) -> None:
     At every moment one of the two is whole.
     """
     old = former(kept)
-    shutil.rmtree(old, ignore_errors=True)
     if kept.exists():
+        shutil.rmtree(old, ignore_errors=True)
         kept.rename(old)
     fresh.rename(kept)
     shutil.rmtree(old, ignore_errors=True)
