@@ -12,6 +12,7 @@ import pytest
 
 import talking
 import tiny
+from full_disk import full
 from vispec.decoding.engine import Engine, Request, Result
 from vispec.errors import VispecError
 from vispec.training import distill as module
@@ -129,6 +130,23 @@ def test_a_damaged_file_is_named_and_asked_again(
     assert files(tmp_path) == files(whole)
 
 
+def test_a_byte_that_changed_on_the_disk_is_never_taken_for_an_answer(
+    whole: Path, tmp_path: Path
+) -> None:
+    written = (whole / "answers-000000.parquet").read_bytes()
+    pages = len(written) - int.from_bytes(written[-8:-4], "little") - 8
+    shard = tmp_path / "answers-000000.parquet"
+    seen = 0
+    for place in range(4, pages, 3):
+        changed = bytearray(written)
+        changed[place] ^= 0x55
+        shard.write_bytes(changed)
+        found = module._read(shard)
+        assert found is None or found == module._read(whole / "answers-000000.parquet")
+        seen += found is None
+    assert seen > pages / 6
+
+
 def test_answers_to_other_questions_are_not_taken_for_ours(engine: Engine, whole: Path) -> None:
     with pytest.raises(VispecError, match="other questions"):
         distill(engine, questions()[1:], whole, max_new_tokens=9, batch=2)
@@ -166,6 +184,16 @@ def test_a_question_that_cannot_be_asked_is_skipped_and_named(
     assert found["key-2"].token_ids == again.token_ids
     done = Counting(engine, calls=0)
     assert set(distill(done, asked, tmp_path / "out", max_new_tokens=9, batch=3)) == set(found)  # type: ignore[arg-type]
+    asked[1] = Question("cold", "the b", temperature=-1.0)
+    found = distill(counting, asked, tmp_path / "cold", max_new_tokens=9, batch=3)  # type: ignore[arg-type]
+    assert "-1.0" in found.errors["cold"]
+
+
+def test_a_full_disk_leaves_nothing_half_written(engine: Engine, tmp_path: Path) -> None:
+    given = [module.Answer("a", list(range(100_000)), "")]
+    with full(), pytest.raises(OSError, match="File too large"):
+        module._write(given, tmp_path / "answers-000000.parquet", "")
+    assert not list(tmp_path.iterdir())
 
 
 def test_datasets_opens_what_is_written(whole: Path) -> None:

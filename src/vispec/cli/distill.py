@@ -78,8 +78,9 @@ def run(options: argparse.Namespace) -> int:
     quiet_libraries()
     from vispec.errors import SettingsError
     from vispec.loading import load
+    from vispec.runs import claim
     from vispec.training.distill import Answers, Question, distill
-    from vispec.training.pipeline import answer, claim_answers
+    from vispec.training.pipeline import answer, claim_answers, identity
     from vispec.training.questions import Source, questions
     from vispec.training.recipe import read_recipe, recipe_file
 
@@ -90,7 +91,8 @@ def run(options: argparse.Namespace) -> int:
     given = options.questions
     # A folder of pictures may be called as a recipe is.
     file = recipe_file(given) if given.endswith(".toml") or not Path(given).exists() else None
-    recipe = None if file is None else read_recipe(file)
+    # What its stages can train is training's matter.
+    recipe = None if file is None else read_recipe(file, begun=True)
     asked: dict[str, list[Question]]
     if recipe is not None:
         said = [name for name in OF_A_SOURCE if getattr(options, name) is not None]
@@ -129,6 +131,8 @@ def run(options: argparse.Namespace) -> int:
             claim_answers(recipe, options.out, asked)
             found = answer(engine, recipe, options.out, asked, options.worker, options.workers)
         else:
+            # Hidden, so that whoever opens the folder as a dataset finds answers alone.
+            claim(options.out, identity(options.target), ".target.json")
             (group,) = asked.values()
             answers = distill(
                 engine,

@@ -202,6 +202,7 @@ def _asked(
 def _problem(question: Question, target: Target) -> str:
     """Why a question cannot be asked; nothing if it can."""
     try:
+        question.request(1, 0)
         question.encode(target)
     except (VispecError, OSError) as error:
         return str(error)
@@ -238,8 +239,11 @@ def _write(answers: Sequence[Answer], path: Path, asked: str) -> None:
     )
     # What a kill leaves unfinished has another name.
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    parquet.write_table(table, unfinished, compression="zstd")
-    unfinished.replace(path)
+    try:
+        parquet.write_table(table, unfinished, compression="zstd", write_page_checksum=True)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> tuple[list[Answer], str] | None:
@@ -248,9 +252,9 @@ def _read(path: Path) -> tuple[list[Answer], str] | None:
     import pyarrow.parquet as parquet
 
     try:
-        table = parquet.read_table(path)
+        table = parquet.read_table(path, page_checksum_verification=True)
         rows: list[dict[str, Any]] = table.to_pylist()
         found = [Answer(**row) for row in rows]
-    except (pa.ArrowException, OSError, TypeError, KeyError):
+    except (pa.ArrowException, OSError, TypeError, KeyError, ValueError):
         return None
     return found, (table.schema.metadata or {}).get(b"asked", b"").decode()
