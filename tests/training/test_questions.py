@@ -13,7 +13,7 @@ from PIL import Image
 import talking
 from vispec.errors import ImageError, SettingsError
 from vispec.training import questions as module
-from vispec.training.questions import LONGER, Source, questions
+from vispec.training.questions import LONGER, Source, questions, refuse_shared
 
 
 @pytest.fixture
@@ -75,6 +75,45 @@ def test_rows_without_a_prompt_are_left_out_and_named(
     assert "skipped 2 rows without a prompt: x-x-bad, x-x-3" in capsys.readouterr().err
 
 
+def test_rows_with_nonsense_are_left_out_and_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = (-1, "hot", True, float("nan"), float("inf"))
+    rows = [{"prompt": "a", "temperature": None}, *({"prompt": "b", "temperature": t} for t in bad)]
+    lines(folder / "x.jsonl", [*rows, {"no": "prompt"}, {"prompt": "c", "temperature": 2}])
+    found = questions(Source(str(folder), temperature=0.5), "x")
+    assert [(q.prompt, q.temperature) for q in found] == [("a", 0.5), ("c", 2)]
+    said = capsys.readouterr().err
+    assert "skipped 5 rows with a temperature that is none: x-x-2, x-x-3, x-x-4 …" in said
+    assert "skipped 1 rows without a prompt: x-x-7" in said
+    lines(folder / "x.jsonl", [rows[1], {"no": "prompt"}])
+    with pytest.raises(SettingsError, match="holds no questions"):
+        questions(Source(str(folder)), "x")
+
+
+def test_what_is_no_picture_is_named_when_it_is_asked_about(folder: Path) -> None:
+    rows = [{"prompt": "a", "images": [None]}, {"prompt": "b", "images": [5, "0.png"]}]
+    lines(folder / "x.jsonl", rows)
+    empty, wrong = questions(Source(str(folder)), "x")
+    assert empty.shown() == []
+    with pytest.raises(ImageError, match="object of type int"):
+        wrong.encode(talking.target())
+
+
+def test_files_that_are_no_text_are_named(folder: Path) -> None:
+    for name, words in (
+        ("x.jsonl", r"line 1 of .*x\.jsonl"),
+        ("prompts.txt", r"prompts\.txt is no"),
+    ):
+        (folder / name).write_bytes(b'{"prompt": "\xff"}')
+        with pytest.raises(SettingsError, match=words):
+            questions(Source(str(folder)), "x")
+        (folder / name).unlink()
+    (folder / "prompts.txt").write_text("\n \n")
+    with pytest.raises(SettingsError, match=r"prompts\.txt holds no prompts"):
+        questions(Source(str(folder)), "x")
+
+
 def test_every_question_has_a_key_of_its_own(folder: Path) -> None:
     lines(folder / "x.jsonl", [{"id": "a", "prompt": p} for p in ("one", "two", "three")])
     found = questions(Source(str(folder)), "x")
@@ -117,6 +156,29 @@ def test_long_answers_are_asked_for_in_several_ways_but_always_the_same(folder: 
     one, two = (questions(Source(str(folder), longer=True), "x") for _ in range(2))
     assert [q.prompt for q in one] == [q.prompt for q in two]
     assert {q.prompt for q in one} == {f"why?{words}" for words in LONGER}
+
+
+def test_a_question_is_the_same_however_its_words_are_written(folder: Path) -> None:
+    """And whether a long answer is asked for or not."""
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "why?"}]}
+    rows = [
+        {"prompt": "why?"},
+        {"prompt": "<image>\nwhy?"},
+        {"messages": [{"role": "user", "content": "why?"}]},
+        {"messages": [message]},
+    ]
+    for number, row in enumerate(rows):
+        row = {**row, "image": "0.png"}
+        lines(folder / f"{number}.jsonl", [row])
+        kept = questions(Source(str(folder / "0.jsonl")), "kept")
+        for longer in (False, True):
+            asked = questions(Source(str(folder / f"{number}.jsonl"), longer=longer), "asked")
+            with pytest.raises(SettingsError, match="share 1 questions"):
+                refuse_shared({"asked": asked, "kept": kept}, "kept")
+    for other in ({"prompt": "who?", "image": "0.png"}, {"prompt": "why?", "image": "1.png"}):
+        lines(folder / "other.jsonl", [other])
+        asked = questions(Source(str(folder / "other.jsonl"), longer=True), "asked")
+        refuse_shared({"asked": asked, "kept": kept}, "kept")
 
 
 def test_datasets_of_the_hub_bring_conversations(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,9 @@ LONGER = (
 )
 """What is added to a prompt so that its answer is long: short ones teach a draft little."""
 
+WITHOUT_PROMPT = "without a prompt"
+"""Why most rows that are left out are."""
+
 
 @dataclass(config=ConfigDict(extra="forbid"), frozen=True)
 class Source:
@@ -85,7 +88,7 @@ class Source:
 
 
 def questions(source: Source, name: str) -> list[Question]:
-    """The questions of a source; rows without a prompt are left out, counted and named.
+    """The questions of a source; rows that cannot be asked are left out, counted and named.
 
     Args:
         name: tells them from other sources'.
@@ -93,27 +96,37 @@ def questions(source: Source, name: str) -> list[Question]:
     Raises:
         SettingsError: if there is nothing to ask.
     """
-    found, skipped, seen = [], [], Counter[str]()
+    found, skipped, seen, row = [], dict[str, list[str]](), Counter[str](), dict[str, Any]()
     for key, row in _rows(source):
         seen[key] += 1
         own = f"{name}-{key}" if seen[key] == 1 else f"{name}-{key}-{seen[key]}"
         prompt = _prompt(row, source, own)
+        temperature = row.get("temperature")
         if prompt is None:
-            skipped.append((own, ", ".join(row)))
+            skipped.setdefault(WITHOUT_PROMPT, []).append(own)
+        elif not _is_temperature(temperature):
+            skipped.setdefault("with a temperature that is none", []).append(own)
         else:
             found.append(_question(row, source, own, prompt))
-    if not found and skipped:
+    if not found and list(skipped) == [WITHOUT_PROMPT]:
         raise SettingsError(
-            f"question '{skipped[0][0]}' of {source.path!r} has no prompt among {skipped[0][1]},"
-            " nor has any other",
+            f"question '{skipped[WITHOUT_PROMPT][0]}' of {source.path!r} has no prompt among"
+            f" {', '.join(row)}, nor has any other",
             "Name the column with prompt = …",
         )
+    for reason, keys in skipped.items():
+        told = ", ".join(keys[:3]) + (" …" if len(keys) > 3 else "")
+        print(f"skipped {len(keys)} rows {reason}: {told}", file=sys.stderr, flush=True)
     if not found:
         raise SettingsError(f"{source.path!r} holds no questions", __doc__ or "")
-    if skipped:
-        told = ", ".join(key for key, _ in skipped[:3]) + (" …" if len(skipped) > 3 else "")
-        print(f"skipped {len(skipped)} rows without a prompt: {told}", file=sys.stderr, flush=True)
     return found
+
+
+def _is_temperature(value: Any) -> bool:
+    """Whether a row's temperature can be sampled at, or is left to the source."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value is None
+    return 0 <= value < math.inf
 
 
 def refuse_shared(asked: Mapping[str, Sequence[Question]], unseen: str) -> None:
@@ -133,11 +146,27 @@ def refuse_shared(asked: Mapping[str, Sequence[Question]], unseen: str) -> None:
 
 
 def _identity(question: Question) -> tuple[str, ...]:
+    """Who says what about which pictures, without what asks for long answers."""
     pictures = [
         str(Path(one).resolve()) if isinstance(one, str) else question.key
         for one in question.images
     ]
-    return (str(question.prompt), *pictures)
+    said = " ".join(" ".join(_said(question.prompt)).split())
+    for words in LONGER:
+        said = said.removesuffix(words.strip()).rstrip()
+    return (said, *pictures)
+
+
+def _said(prompt: str | Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """All words of a prompt, whether a text or a conversation."""
+    if isinstance(prompt, str):
+        yield prompt
+        return
+    for message in prompt:
+        role, content = str(message.get("role")), message.get("content") or []
+        yield "" if role == "user" else f"{role}:"
+        parts = [{"text": content}] if isinstance(content, str) else content
+        yield from (str(part.get("text") or "") for part in parts if isinstance(part, Mapping))
 
 
 def _rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -155,13 +184,13 @@ def _rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except ValueError as error:
+                row = json.loads(line.decode())
+            except ValueError as error:  # no JSON, or no UTF-8
                 raise SettingsError(f"line {number} of {file} is not JSON: {error}") from error
             if not isinstance(row, dict):
                 raise SettingsError(f"line {number} of {file} is no object")
@@ -175,7 +204,7 @@ def _placed(row: dict[str, Any], folder: Path) -> dict[str, Any]:
         if isinstance(value, str):
             row = {**row, key: str(folder / value)}
         elif isinstance(value, list):
-            row = {**row, key: [str(folder / one) for one in value]}
+            row = {**row, key: [str(folder / x) if isinstance(x, str) else x for x in value]}
     return row
 
 
@@ -183,7 +212,13 @@ def _pictures(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     file = folder / "prompts.txt"
     if not file.is_file():
         return
-    prompts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{file} is no text: {error}", "Save it as UTF-8.") from error
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise SettingsError(f"{file} holds no prompts", "Write one a line.")
     found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PICTURES)
     for number, path in enumerate(found):
         prompt = prompts[number % len(prompts)]
@@ -236,7 +271,8 @@ def _question(row: Mapping[str, Any], source: Source, key: str, prompt: Any) -> 
         column = _picture_column(row, source)
         value = None if column is None else row[column]
         images = [] if value is None else list(value) if isinstance(value, list) else [value]
-    return Question(key, prompt, images, row.get("temperature", source.temperature))
+    own = row.get("temperature")
+    return Question(key, prompt, images, source.temperature if own is None else own)
 
 
 def _prompt(row: Mapping[str, Any], source: Source, key: str) -> Any:
