@@ -17,7 +17,7 @@ from vispec.errors import VispecError
 from vispec.targets import Target
 from vispec.training import features
 from vispec.training.distill import Answer, Question
-from vispec.training.features import Online, Sample, Store, collect, look
+from vispec.training.features import MISSED, Online, Sample, Store, collect, look
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +228,29 @@ def test_a_picture_that_is_damaged_since_is_left_out_and_named(
     # A shard that lacks it is whole.
     monkeypatch.setattr(features, "look", lambda *_: pytest.fail("looked again"))
     assert len(collect(target, questions, answers, tmp_path / "kept")) == 3
+
+
+def test_the_next_sample_stands_for_one_whose_picture_is_gone(
+    target: Target, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where features are worked out anew, too; training goes on."""
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"no picture any more")
+    questions, answers = asked(4)
+    whole = list(Online(target, questions, answers))
+    questions[3] = replace(questions[3], images=[str(picture)])
+    found = Online(target, questions, answers)
+    for _ in range(2):
+        assert [sample.key for sample in found] == ["0", "1", "2", "0"]
+        same(found[3], whole[0])
+    assert capsys.readouterr().err.count("left out 3: ") == 1
+    many, said = asked(MISSED + 1)
+    gone = Online(target, [replace(one, images=[str(picture)]) for one in many], said)
+    with pytest.raises(VispecError, match=f"{MISSED + 1} pictures cannot be read any more"):
+        gone[0]
+    gone = Online(target, gone.questions[:2], said)
+    with pytest.raises(VispecError, match="no picture can be read any more"):
+        gone[0]
 
 
 def test_a_disk_without_room_is_told_early(

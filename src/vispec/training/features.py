@@ -102,8 +102,38 @@ def look(target: Target, question: Question, answer: Answer, layers: Sequence[in
     )
 
 
+class _Lost:
+    """Questions whose pictures could still be read when they were asked about.
+
+    Args:
+        asked: how many there are in all.
+    """
+
+    def __init__(self, asked: int) -> None:
+        self.most = max(MISSED, asked // 10)
+        self.keys: set[str] = set()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.keys
+
+    def add(self, key: str, error: ImageError) -> None:
+        """Name one more, and raise `VispecError` if that makes too many."""
+        print(f"left out {key}: {error}", file=sys.stderr, flush=True)
+        self.keys.add(key)
+        if len(self.keys) > self.most:
+            raise VispecError(
+                f"{len(self.keys)} pictures cannot be read any more; are they where they were?"
+            ) from error
+
+
 class Online(Sequence[Sample]):
-    """Samples worked out whenever they are asked for."""
+    """Samples worked out whenever they are asked for.
+
+    The next one stands for one whose picture cannot be read any more, which is named.
+
+    Raises:
+        VispecError: if more than a tenth of the pictures cannot be read any more.
+    """
 
     def __init__(
         self,
@@ -114,6 +144,7 @@ class Online(Sequence[Sample]):
     ) -> None:
         self.target, self.questions, self.answers = target, questions, answers
         self.layers = tuple(layers)
+        self._lost = _Lost(len(questions))
 
     @property
     def keys(self) -> list[str]:
@@ -126,8 +157,21 @@ class Online(Sequence[Sample]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        question = self.questions[index]
-        sample = look(self.target, question, self.answers[question.key], self.layers)
+        first = range(len(self))[index]
+        for number in chain(range(first, len(self)), range(first)):
+            if (sample := self._seen(self.questions[number])) is not None:
+                return sample
+        raise VispecError("no picture can be read any more; are they where they were?")
+
+    def _seen(self, question: Question) -> Sample | None:
+        """What the target saw, or nothing where a picture cannot be read any more."""
+        if question.key in self._lost:
+            return None
+        try:
+            sample = look(self.target, question, self.answers[question.key], self.layers)
+        except ImageError as error:
+            self._lost.add(question.key, error)
+            return None
         # What was made in inference mode cannot be trained with.
         kept: dict[str, Any] = {
             k: v.clone() if isinstance(v, Tensor) else v for k, v in vars(sample).items()
@@ -248,7 +292,7 @@ def collect(
         for start in range(worker * SHARD, len(asked), workers * SHARD)
     }
     waiting = {path: group for path, group in groups.items() if not _whole(path, group)}
-    lost = 0
+    lost = _Lost(len(asked))
     with Progress("features", sum(map(len, waiting.values())), "positions") as progress:
         for done, (path, group) in enumerate(waiting.items()):
             # Off the device one by one: together they may be larger than what it has left.
@@ -256,13 +300,8 @@ def collect(
             for question in group:
                 try:
                     made.append(at_hand(look(target, question, answers[question.key], layers)))
-                except ImageError as error:  # it could still be read when it was asked about
-                    print(f"left out {question.key}: {error}", file=sys.stderr, flush=True)
-                    lost += 1
-                    if lost > max(MISSED, len(asked) // 10):
-                        raise VispecError(
-                            f"{lost} pictures cannot be read any more; are they where they were?"
-                        ) from error
+                except ImageError as error:
+                    lost.add(question.key, error)
             _write(made, [question.key for question in group], path, target, precision)
             if not done:
                 _refuse_without_room(path, (len(waiting) - 1) * workers)
