@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +12,13 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import families
 import tiny
+import vispec
+from drafts.test_reading import ADAPTERS
 from vispec.drafts import Eagle3Draft, EagleDraft
 from vispec.errors import SettingsError
 from vispec.targets import wrap
-from vispec.training.drafts import new_draft, refuse_another, rotary_base
-from vispec.training.recipe import DraftRecipe
+from vispec.training.drafts import new_draft, refuse_another, refuse_unfit, rotary_base
+from vispec.training.recipe import DraftRecipe, Recipe, StageRecipe
 
 
 @pytest.mark.parametrize("kind", ["eagle", "eagle3"])
@@ -72,3 +76,31 @@ def test_a_draft_to_begin_with_is_told_from_what_the_recipe_describes(word: str)
     refuse_another(draft, DraftRecipe(), "mine")
     with pytest.raises(SettingsError, match=said):
         refuse_another(draft, DraftRecipe(**other), "mine")
+
+
+UNFIT: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"kind": "eagle3"}, {"losses": {"features": 1.0}}, "loss of features, and eagle3 guesses"),
+    ({"kind": "medusa"}, {"self_fed": 1}, "has self_fed, and medusa's heads run once"),
+    ({"kind": "medusa"}, {"losses": {"features": 1.0}}, "loss of features, and medusa"),
+    ({}, {"train": "adapter"}, "there is no adapter"),
+    ({"adapter": ADAPTERS["pooling"]}, {"train": "adapter"}, "which has no weights"),
+    ({"adapter": ADAPTERS["query"]}, {"train": "adapter"}, ""),
+]
+
+
+@pytest.mark.parametrize(("given", "stage", "said"), UNFIT, ids=str)
+def test_stages_that_a_given_draft_cannot_have_are_refused(
+    tmp_path: Path, given: dict[str, Any], stage: dict[str, Any], said: str
+) -> None:
+    """Where the recipe describes no draft; what trains an EAGLE may train nothing of another."""
+    draft = new_draft(tiny.target(), DraftRecipe(**given))
+    vispec.save_pretrained(draft.to(torch.bfloat16), tmp_path / "begun")
+    usual = StageRecipe(name="one", data=["a"], losses={"kl": 1.0}, learning_rate=1e-3, steps=3)
+    recipe = Recipe(target="x", data={}, stages=[usual])
+    refuse_unfit(recipe, str(tmp_path / "begun"))
+    recipe = replace(recipe, stages=[usual, replace(usual, name="two", **stage)])
+    if said:
+        with pytest.raises(SettingsError, match=said):
+            refuse_unfit(recipe, str(tmp_path / "begun"))
+    else:
+        refuse_unfit(recipe, str(tmp_path / "begun"))

@@ -185,6 +185,14 @@ def test_paths_are_from_the_recipes_own_folder(tmp_path: Path) -> None:
     found = recipe(STATED, "mine", tmp_path)
     assert found.data["text"].path == str(tmp_path / "a")
     assert found.data["heldout"].path == "b"
+    # A target's, too, if there is a model; but what is built in has one name everywhere.
+    for name in ("mine", "embedded"):
+        (tmp_path / name).mkdir()
+        stated = changed(target=name)
+        assert recipe(stated, "mine", tmp_path).target == name
+        (tmp_path / name / "config.json").write_text("{}")
+        own = str(tmp_path / name) if name == "mine" else name
+        assert recipe(stated, "mine", tmp_path).target == own
 
 
 @pytest.mark.parametrize("text", ["target =", None])

@@ -68,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
     quiet_libraries()
     from dataclasses import replace
 
+    from vispec.training.drafts import refuse_unfit
     from vispec.training.recipe import RECIPES, Recipe, read_recipe, recipe_file
 
     screen = Screen()
@@ -85,8 +86,10 @@ def run(options: argparse.Namespace) -> int:
             )
         if file.stem in recipes:
             raise SettingsError(f"two recipes are called '{file.stem}'", "Rename one of them.")
-        recipe = read_recipe(file)
+        recipe = read_recipe(file, begun=options.init is not None)
         recipe = replace(recipe, target=options.target or recipe.target)
+        if options.check and options.init is not None:
+            refuse_unfit(recipe, options.init)
         if options.check:
             screen.put(Text(f"{file} is a recipe for {recipe.target}"))
             for source, wanted in recipe.data.items():

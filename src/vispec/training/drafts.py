@@ -107,6 +107,19 @@ def check_draft(target: Target, wanted: DraftRecipe, init: str | None = None) ->
         )
 
 
+def refuse_unfit(recipe: Recipe, init: str) -> None:
+    """Raise `SettingsError` if a stage asks for what the draft to begin with cannot do."""
+    own = described(opened(recipe.draft, init))
+    if own["kind"] not in NETWORKS:
+        raise SettingsError(
+            f"'{init}' is a draft that no recipe trains ({own['kind']})",
+            f"Begin with one of the kinds {', '.join(NETWORKS)}.",
+        )
+    draft = DraftRecipe(**{name: value for name, value in own.items() if value})
+    for stage in recipe.stages:
+        stage.fits(draft)
+
+
 def begin(target: Target, recipe: Recipe, answers: Mapping[str, Answers], init: str | None) -> Any:
     """The draft before its training, on the target's device in float32."""
     torch.manual_seed(recipe.seed)
@@ -122,6 +135,11 @@ def begin(target: Target, recipe: Recipe, answers: Mapping[str, Answers], init: 
 
 
 def started(target: Target, wanted: DraftRecipe, init: str) -> Any:
+    """The draft to begin with, beside the target; see `opened`."""
+    return opened(wanted, init).to(device=target.device, dtype=target.dtype)
+
+
+def opened(wanted: DraftRecipe, init: str) -> Any:
     """The draft to begin with; one without an adapter takes the recipe's, as ViSpec's EAGLE does.
 
     Raises:
@@ -131,7 +149,7 @@ def started(target: Target, wanted: DraftRecipe, init: str) -> Any:
     refuse_another(draft, wanted, init)
     if wanted.adapter is not None and draft.adapter is None:
         draft.take(build(wanted.adapter, draft.width), bias=draft.config.fc_bias)
-    return draft.to(device=target.device, dtype=target.dtype)
+    return draft
 
 
 def learnt_tokens(answers: Mapping[str, Answers], count: int, target: Target) -> Tensor:

@@ -38,7 +38,7 @@ from vispec.runs import claim
 from vispec.targets import Target
 from vispec.training.curves import draw
 from vispec.training.distill import Answers, Question, digest, distill, read_answers
-from vispec.training.drafts import begin, check_draft
+from vispec.training.drafts import begin, check_draft, refuse_unfit
 from vispec.training.features import Online, Store, collect
 from vispec.training.progress import Progress
 from vispec.training.provenance import provenance
@@ -121,6 +121,8 @@ def prepare(
     cache: Path | None = None,
 ) -> Run:
     """All that comes before the stages; see `train`."""
+    if init is not None:
+        refuse_unfit(recipe, init)
     asked = {name: questions(source, name) for name, source in recipe.data.items()}
     refuse_shared(asked, HELDOUT)
     state, place = process_and_device(device)

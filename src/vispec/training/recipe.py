@@ -176,8 +176,12 @@ class Recipe:
     max_batch: Positive = 16
     candidates: list[DraftRecipe] = field(default_factory=list)
 
-    def check(self) -> None:
-        """Raise `SettingsError` for what no type tells."""
+    def check(self, begun: bool = False) -> None:
+        """Raise `SettingsError` for what no type tells.
+
+        Args:
+            begun: whether its stages train a draft that is given, rather than the one described.
+        """
         if HELDOUT not in self.data:
             raise SettingsError("the recipe has no [data.heldout]", "Acceptance is measured on it.")
         if not self.stages:
@@ -194,7 +198,7 @@ class Recipe:
             if unknown:
                 known = ", ".join(self.data)
                 raise SettingsError(f"{where} learns from '{unknown[0]}'", f"Known are {known}.")
-            for draft in drafts:
+            for draft in () if begun else drafts:
                 stage.fits(draft)
             if HELDOUT in stage.data:
                 raise SettingsError(f"{where} learns from heldout", "Learn from something else.")
@@ -218,8 +222,11 @@ def recipe_file(name: str) -> Path | None:
     return known if known.is_file() and not Path(name).is_file() else None
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(path: Path, begun: bool = False) -> Recipe:
     """A recipe from its file; relative paths in it are from its own folder.
+
+    Args:
+        begun: see `Recipe.check`.
 
     Raises:
         SettingsError: for a file that is no recipe: all that is unknown, missing or of a wrong type
@@ -230,11 +237,11 @@ def read_recipe(path: Path) -> Recipe:
             stated = tomllib.load(file)
     except (OSError, ValueError) as error:  # no TOML, or no UTF-8
         raise SettingsError(f"{path} cannot be read as a recipe: {error}") from error
-    return recipe(stated, str(path), path.parent)
+    return recipe(stated, str(path), path.parent, begun)
 
 
-def recipe(stated: dict[str, Any], name: str, folder: Path = Path()) -> Recipe:
-    """A recipe from what its file states; errors as of `read_recipe`."""
+def recipe(stated: dict[str, Any], name: str, folder: Path = Path(), begun: bool = False) -> Recipe:
+    """A recipe from what its file states; see `read_recipe`."""
 
     def refused(value: Any) -> Any:  # what TOML knows beyond JSON
         raise SettingsError(f"{name} has a date or a time, {value}", "Write texts in quotes.")
@@ -247,8 +254,11 @@ def recipe(stated: dict[str, Any], name: str, folder: Path = Path()) -> Recipe:
         lines = [f"\n  {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
         raise SettingsError(f"{name} is no recipe:{''.join(lines)}\n") from error
     sources = {key: _placed(source, folder) for key, source in found.data.items()}
-    found = replace(found, data=sources)
-    found.check()
+    near = folder / found.target
+    # What is built in has one name everywhere.
+    own = found.target != "embedded" and (near / "config.json").is_file()
+    found = replace(found, target=str(near) if own else found.target, data=sources)
+    found.check(begun)
     return found
 
 
