@@ -74,6 +74,12 @@ def test_questions_are_answered_and_counted(
     refused = run(*command, "--worker", "2", "--workers", "2")
     assert refused.code == 2
     assert "worker 2 is none of 2" in refused.err
+    # Answers of one target are not taken for another's.
+    other = talking.save(tmp_path / "other", seed=1)
+    command = ("distill", asked, "--target", other, "--out", tmp_path / "out", "-n", "9")
+    refused = run(*command, "--limit", "6", "--batch", "2")
+    assert refused.code == 2
+    assert f"target was '{pair.target}', now it is '{other}'" in refused.err
 
 
 def test_a_recipes_questions_are_answered_for_its_training(
@@ -207,7 +213,10 @@ def test_what_stops_a_run_is_said_and_nothing_is_lost(
         ran = run("train", file, "--out", out)
         assert ran.code == 2
         assert "the loss is nan at step 0, at shown-" in ran.err
+        assert "go on with a lower learning rate than 0.003" in ran.err
         assert "Traceback" not in ran.err
+    # As is advised.
+    file.write_text(file.read_text().replace("learning_rate = 3e-3", "learning_rate = 1e-3"))
     with monkeypatch.context() as patch:
 
         def on_a_full_disk(*given: Any, **named: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import spread
 import talking
@@ -25,7 +26,8 @@ from vispec.drafts import Eagle3Draft, EagleDraft
 from vispec.drafts.compression import compress
 from vispec.drafts.medusa import MedusaDraft
 from vispec.errors import SettingsError, VispecError
-from vispec.training import auto, pipeline
+from vispec.training import auto, pipeline, stages
+from vispec.training.curves import read_log
 from vispec.training.distill import Question
 from vispec.training.drafts import new_draft
 from vispec.training.questions import questions
@@ -142,6 +144,24 @@ def test_every_kind_of_draft_is_trained_and_used(
     for stage in ("one", "two"):
         lines = (tmp_path / "stages" / stage / "log.jsonl").read_text().splitlines()
         assert "heldout_acceptance_length" in json.loads(lines[-1])
+
+
+@pytest.mark.slow
+def test_a_stage_with_patience_ends_when_no_more_is_accepted(
+    target: Path, asked: Path, tmp_path: Path
+) -> None:
+    """What it waits for is what is measured, and what tensorboard shows."""
+    whole = wanted(target, asked, steps=50)
+    idle = replace(whole.stages[0], learning_rate=1e-12, patience=2, evaluate_steps=1)
+    pipeline.train(replace(whole, stages=[idle]), tmp_path)
+    place = tmp_path / "stages" / "one"
+    watched = [line for line in read_log(place) if stages.WATCHED in line]
+    assert [line["step"] for line in watched] == [1, 2, 3]
+    board = EventAccumulator(str(place))
+    board.Reload()
+    shown = [(one.step, one.value) for one in board.Scalars(stages.WATCHED)]
+    assert shown == [(line["step"], pytest.approx(line[stages.WATCHED])) for line in watched]
+    assert [one.step for one in board.Scalars("loss")] == [1, 2, 3]
 
 
 def test_a_draft_that_is_written_again_says_still_what_trained_it(

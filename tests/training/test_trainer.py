@@ -91,6 +91,20 @@ def test_evaluating_and_publishing_do_not_change_the_training(tmp_path: Path) ->
     assert torch.equal(plain.weight, watched.weight)
 
 
+def test_what_a_launcher_computes_in_is_left_to_the_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`accelerate launch` states a precision of its own, which would come on top of a stage's."""
+    plain = fresh()
+    Trainer(plain, batches, loss, settings(tmp_path / "plain")).run()
+    for stated in ("bf16", "fp16"):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", stated)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        launched = fresh()
+        Trainer(launched, batches, loss, settings(tmp_path / stated)).run()
+        assert torch.equal(plain.weight, launched.weight)
+
+
 def test_a_finished_run_only_loads_its_weights(tmp_path: Path) -> None:
     first, second = fresh(), nn.Linear(4, 2)
     Trainer(first, batches, loss, settings(tmp_path)).run()
@@ -511,5 +525,5 @@ def test_what_is_not_finite_is_named_with_what_is_left(tmp_path: Path) -> None:
         Trainer(
             fresh(), batches, broken, settings(tmp_path), names=lambda batch: "cat-1, dog-7"
         ).run()
-    for words in ("nan at step 3", "cat-1, dog-7", str(tmp_path / "checkpoint")):
+    for words in ("nan at step 3", "cat-1, dog-7", str(tmp_path / "checkpoint"), "than 0.01"):
         assert words in str(error.value)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 from torch.utils.data import ConcatDataset
 
 from vispec.drafts.medusa import MedusaDraft
-from vispec.errors import SettingsError
+from vispec.errors import DivergedError, SettingsError
 from vispec.runs import claim
 from vispec.targets import Target
 from vispec.training.chains import joined
@@ -32,6 +33,21 @@ def claim_stage(folder: Path, stages: Sequence[StageRecipe], number: int) -> Non
     before = {"before": [asdict(one) for one in stages[:number]]}
     with PartialState().main_process_first():
         claim(folder / "stages" / stages[number].name, before, "before.json")
+
+
+@contextmanager
+def claimed(place: Path, facts: Mapping[str, Any]) -> Iterator[None]:
+    """Keep a stage's folder to its settings, until these turn out to diverge."""
+    state, name = PartialState(), "stage.json"
+    with state.main_process_first():
+        claim(place, facts, name)
+    try:
+        yield
+    except DivergedError:
+        # What comes next has to be another; it goes on from the last good checkpoint.
+        if state.is_main_process:
+            (place / name).unlink(missing_ok=True)
+        raise
 
 
 def run_stage(
@@ -55,25 +71,24 @@ def run_stage(
         VispecError: if the stage was begun with other settings.
     """
     place = folder / "stages" / stage.name
-    with PartialState().main_process_first():
-        claim(place, {"stage": asdict(stage), "seed": recipe.seed}, "stage.json")
     module = staged(draft, target, stage)
     parts: Any = data
     whole: Any = ConcatDataset(parts)
     batches = Batches(whole, stage.batch, recipe.seed, stage.positions)
-    Trainer(
-        module,
-        batches,
-        lambda model, samples: model(samples),
-        settings_of_stage(stage, place, clock),
-        evaluate=lambda model: heldout_numbers(model.draft, target, heldout, stage),
-        split=split,
-        load=batches.load,
-        hidden=matrices(module),
-        weigh=Stage.weight,
-        names=names_of,
-        origin=origin,
-    ).run()
+    with claimed(place, {"stage": asdict(stage), "seed": recipe.seed}):
+        Trainer(
+            module,
+            batches,
+            lambda model, samples: model(samples),
+            settings_of_stage(stage, place, clock),
+            evaluate=lambda model: heldout_numbers(model.draft, target, heldout, stage),
+            split=split,
+            load=batches.load,
+            hidden=matrices(module),
+            weigh=Stage.weight,
+            names=names_of,
+            origin=origin,
+        ).run()
 
 
 def staged(draft: Any, target: Target, stage: StageRecipe) -> nn.Module:

@@ -177,9 +177,10 @@ class Trainer:
         self.settings, self.evaluate, self.on_checkpoint = settings, evaluate, on_checkpoint
         self.split, self.load, self.weigh, self.names = split, load, weigh, names
         self.origin = origin
-        # The model is where it is to be already.
+        # The model is where it is to be already, and a stage says itself what it computes in.
         self.accelerator = Accelerator(
             device_placement=False,
+            mixed_precision="no",
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         # Parts of a batch are as large on every process as on one.
@@ -400,8 +401,8 @@ class Trainer:
         raise DivergedError(
             f"the {what} is {value} at step {self.progress.step}"
             + (f", at {called}" if called else "")
-            + f"; {kept}; lower the learning rate"
-            f" ({self.settings.learning_rate}), or leave those out"
+            + f"; {kept}; go on with a lower learning rate than"
+            f" {self.settings.learning_rate}, or begin anew without those"
         )
 
     def _evaluate(self) -> None:

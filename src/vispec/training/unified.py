@@ -27,7 +27,14 @@ from vispec.training.features import Sample
 from vispec.training.pipeline import advise, keep, prepare, process_and_device
 from vispec.training.questions import questions, refuse_shared
 from vispec.training.recipe import HELDOUT, Recipe, StageRecipe
-from vispec.training.stages import WATCHED, heldout_numbers, names_of, settings_of_stage, staged
+from vispec.training.stages import (
+    WATCHED,
+    claimed,
+    heldout_numbers,
+    names_of,
+    settings_of_stage,
+    staged,
+)
 from vispec.training.trainer import Trainer
 
 Turn = tuple[int, list[Sample]]
@@ -98,14 +105,13 @@ def train_together(
             }
             for name, recipe in recipes.items()
         }
-        with state.main_process_first():
-            claim(folder / "stages" / stage.name, facts, "stage.json")
         learners = []
         for run in runs:
             parts: Any = [run.data[name] for name in run.recipe.stages[number].data]
             data: Any = ConcatDataset(parts)
             learners.append(Learner(run.draft, run.target, data, run.data[HELDOUT]))
-        run_stage_together(learners, stage, folder, runs[0].recipe.seed, origin=origin)
+        with claimed(folder / "stages" / stage.name, facts):
+            run_stage_together(learners, stage, folder, runs[0].recipe.seed, origin=origin)
     found = [keep(run, folder / "stages") for run in runs]
     for run, numbers in zip(runs, found, strict=True):
         advise(run, numbers)
