@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -63,3 +65,23 @@ def test_adapters_are_measured_on_every_kind_and_put_together() -> None:
             alone = acceptance(draft, target, samples)["acceptance_length"]
             assert abs(measured[row, column].item() - alone) < 1e-6
     assert whole.adapter.best.tolist() == measured.argmax(1).tolist()
+
+
+@pytest.mark.parametrize("lengths", [[[2.0, 3.0], [5.0, 1.0]], [[3.0, 2.0], [1.0, 5.0]]])
+def test_a_kind_gets_what_was_measured_best_for_it(
+    lengths: list[list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random drafts accept alike; here one serves either kind better."""
+    kinds = {"many": [sample(30, 14, 2, i) for i in range(3)], "one": [sample(25, 9, 1, 9)]}
+
+    def told(draft: Any, target: Any, samples: Any, positions: int) -> dict[str, float]:
+        row, column = len(samples) == 1, draft.adapter.keep == PARTS[1]["keep"]
+        return {"acceptance_length": lengths[row][column]}
+
+    monkeypatch.setattr("vispec.training.selection.judged", told)
+    draft = EagleDraft(EagleConfig(tiny.HIDDEN, 48, 4, 2, tiny.VOCAB))
+    adapters = [build(part, tiny.HIDDEN) for part in PARTS]
+    whole, measured = select(draft, adapters, tiny.target(), kinds)
+    assert measured.tolist() == lengths
+    assert isinstance(whole.adapter, SelectorAdapter)
+    assert whole.adapter.best.tolist() == [row.index(max(row)) for row in lengths]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,6 +81,30 @@ def test_drafts_become_one_that_is_used(
     other = run(*command, "--out", tmp_path / "out", "--limit", "2")
     assert other.code == 2
     assert "is of another run: kinds" in other.err
+
+
+def test_the_best_of_every_kind_is_marked_and_taken(
+    run: Run, pair: Pair, kinds: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random drafts accept alike; here each is the better one for something."""
+    lengths = {("bright", 1): 1.25, ("bright", 3): 2.5, ("dark", 1): 1.75, ("dark", 3): 1.5}
+
+    def told(draft: Any, target: Any, samples: Any, positions: int) -> dict[str, float]:
+        kind = samples[0].key.split("-")[0]
+        return {"acceptance_length": lengths[kind, draft.adapter.keep]}
+
+    monkeypatch.setattr("vispec.training.selection.judged", told)
+    drafts = [written(tmp_path / f"keep-{keep}", pair, keep) for keep in (1, 3)]
+    ran = run("select", *drafts, "--target", pair.target, *kinds, "--out", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    rows = {words[0]: words[1:] for line in ran.out.splitlines() if (words := line.split())}
+    assert rows["bright"] == ["1.25", "2.50", "*"]
+    assert rows["dark"] == ["1.75", "*", "1.50"]
+    found = vispec.from_pretrained(tmp_path / "out" / "draft")
+    assert isinstance(found.adapter, SelectorAdapter)
+    assert found.adapter.best.tolist() == [1, 0]
+    card = (tmp_path / "out" / "draft" / "README.md").read_text()
+    assert f"bright ({drafts[1]}, of 3 questions), dark ({drafts[0]}, of 3" in card
 
 
 def test_what_cannot_be_put_together_is_told(

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+import talking
+import tiny
 import vispec
 from drafts.test_reading import QUERY
 from training.test_pipeline import asked, target, wanted
@@ -25,26 +27,42 @@ __all__ = ["asked", "target"]
 SHARED: dict[str, Any] = {"kind": "unified", "width": 8, "parts": [QUERY]}
 
 
-def recipes(target: Path, asked: Path) -> dict[str, Recipe]:
+WIDER = 48
+"""Of the other target's hidden states."""
+
+
+@pytest.fixture(scope="module")
+def other_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("other")
+    return talking.save(folder, max_position_embeddings=512, hidden_size=WIDER)
+
+
+def recipes(target: Path, other: Path, asked: Path) -> dict[str, Recipe]:
     """The other one learns from fewer pictures."""
     one = wanted(target, asked, adapter=SHARED)
     data = one.data | {"shown": replace(one.data["shown"], limit=4)}
-    return {"one": one, "other": replace(one, seed=1, data=data)}
+    return {"one": one, "other": replace(one, target=str(other), seed=1, data=data)}
 
 
 @pytest.mark.slow
 def test_drafts_of_several_targets_have_one_core(
-    target: Path, asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: Path, other_target: Path, asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where it was interrupted."""
-    given = recipes(target, asked)
+    """Of other widths, and also where it was interrupted."""
+    given = recipes(target, other_target, asked)
     found = train_together(given, tmp_path / "whole")
     drafts = [vispec.from_pretrained(tmp_path / "whole" / name / "draft") for name in given]
     core, other = ({k: v for k, v in d.state_dict().items() if ".core." in k} for d in drafts)
     assert core
     assert all(torch.equal(v, other[k]) for k, v in core.items())
-    enter, other_enter = (d.adapter.enter.weight for d in drafts)
-    assert not torch.equal(enter, other_enter)
+    widths = [d.adapter.enter.weight.shape for d in drafts]
+    assert widths == [(SHARED["width"], tiny.HIDDEN), (SHARED["width"], WIDER)]
+    picture = [talking.picture(30)]
+    for name, recipe in given.items():
+        place = tmp_path / "whole" / name / "draft"
+        engine = vispec.load(recipe.target, place, dtype=torch.float64)
+        plain = engine.generate("the cat", picture, max_new_tokens=12, speculate=False)
+        assert engine.generate("the cat", picture, max_new_tokens=12).token_ids == plain.token_ids
     for name, numbers in found.items():
         origin = json.loads((tmp_path / "whole" / name / "draft/provenance.json").read_text())
         assert origin["heldout"] == numbers
@@ -86,7 +104,7 @@ def test_drafts_of_several_targets_have_one_core(
 
 
 def test_recipes_that_share_nothing_are_refused(target: Path, asked: Path, tmp_path: Path) -> None:
-    given = recipes(target, asked)
+    given = recipes(target, target, asked)
     with pytest.raises(SettingsError, match="1 recipe shares no adapter"):
         train_together({"one": given["one"]}, tmp_path)
     other = given | {"other": replace(given["other"], draft=DraftRecipe(adapter=QUERY))}
