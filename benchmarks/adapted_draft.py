@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "date": time.strftime("%Y-%m-%d"),
         "machine": conditions(),
         "minutes": options.minutes,
-        "target": fingerprint(locate("embedded")),
+        "weights": {"target": fingerprint(locate("embedded"))},
         "former": fingerprint(options.former),
         "draft": asdict(wanted),
         "before": before,

@@ -7,7 +7,8 @@
 Every arm is trained for the same minutes of one core (of its own computing, whatever else the
 machine does), on the same answers and features, with the same seeds, at learning rates and with
 losses that ten trials of six minutes chose on ViSpec's adapter; some are trained at half and at
-twice the rate, too, which tells whether that was fair. Then ViSpec's and the others that lead, four
+twice the rate, too, which tells whether that was fair. (One takes another's steps instead, and one
+goes on from another's draft.) Then ViSpec's and the others that lead, four
 in all, get two further seeds. All of them but those at other rates answer the same held-out
 questions by turns, plainly decoded answers among them.
 
@@ -36,7 +37,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from drafts_report import BESIDE, EMBEDDED, FULL
+from drafts_report import ALONE, BESIDE, EMBEDDED, FULL
 from small_model import Small, train_small
 from vispec.adapters import settings_of
 from vispec.adapters.elastic import ElasticAdapter
@@ -81,7 +82,6 @@ CANDIDATES = (
     TreeShape(12, 8, 2),
     TreeShape(16, 10, 2),
 )
-ALONE = "resampler alone, on pooling's draft"
 QUERY = {"kind": "query", "heads": 3, "queries": 2}
 MLP = {"kind": "mlp", "inner": 96}
 POOLING = {"kind": "pooling", "keep": 16}
@@ -345,8 +345,9 @@ def keep(draft: Any, folder: Path) -> None:
 def measure(target: Any, trained: Sequence[Trained], options: argparse.Namespace) -> None:
     """Answer the held-out questions with every draft by turns, and write what came of it."""
     asked = asked_of(options, "timed")
-    facts = {"tree": asdict(TREE), "weights": fingerprint(Path(locate(options.target)))}
-    claim(options.work, facts, "compared.json")
+    shown = {"target": locate(options.target), "draft": locate("embedded", "draft")}
+    weights = {name: fingerprint(folder) for name, folder in shown.items()}
+    claim(options.work, {"tree": asdict(TREE), "weights": weights["target"]}, "compared.json")
     drafts = {
         f"{name}, seed {seed}": load_draft(folder / "draft", target)[0]
         for name, seed, folder in trained
@@ -365,6 +366,7 @@ def measure(target: Any, trained: Sequence[Trained], options: argparse.Namespace
             for name, seed, folder in trained
         },
         "commit": commit(),
+        "weights": weights,
         "date": time.strftime("%Y-%m-%d"),
         "machine": conditions(),
         "questions": [question.key for question in asked],

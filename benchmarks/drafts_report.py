@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ FULL = "query"
 BESIDE = "all tokens and a global vector"
 """The arm that is as the embedded draft is."""
 EMBEDDED = "the embedded draft"
+ALONE = "resampler alone, on pooling's draft"
+"""The arm of which only an adapter learns, behind another's draft."""
 TASKS = {"photo": "photograph", "caption": "scene", "vqa": "question", "read": "reading"}
 WORDS = {
     "query": "query (ViSpec)",
@@ -32,7 +34,7 @@ WORDS = {
     "elastic": "elastic (SpecVLM)",
     EMBEDDED: "the embedded draft, which learnt for longer",
     "text alone, no image tokens": "text alone, no image tokens (no vision)",
-    "resampler alone, on pooling's draft": "resampler alone, after pooling's minutes",
+    ALONE: "resampler alone, after pooling's minutes",
     "small model, other words": "small model, other words (universal)",
 }
 """Arms as people call them."""
@@ -161,7 +163,7 @@ def forms(result: Result) -> str:
 
 def chosen(result: Result) -> str:
     """Adapters chosen for every image: by what was measured, and by a gate that learnt to."""
-    parts = ["pooling", "resampler alone, on pooling's draft", "selector"]
+    parts = ["pooling", ALONE, "selector"]
     text = rows(result.first("pooling"), parts, "adapter", "pooling")
     for name, tasks in result.stated.get("choices", {}).items():
         said = []
@@ -212,12 +214,12 @@ def aims(result: Result) -> str:
     """Draft tokens a pass against other EAGLEs, and the models' own share of the loop's time."""
     blind, raw = "text alone, no image tokens", "text alone"
     tasks = [task for task in TASKS if task in set(result.tasks)]
+    others = [name for name in (raw, blind, "none") if name in result.ways]
     header = (
         "tokens accepted a pass, without the target's own",
         *(TASKS[task] for task in tasks),
         "all",
-        f"against {raw}",
-        "against none (EAGLE)",
+        *(f"against {WORDS.get(name, name)}" for name in others),
     )
     cells = []
     for name in (FULL, BESIDE, "none", blind, raw):
@@ -227,8 +229,7 @@ def aims(result: Result) -> str:
             WORDS.get(name, name),
             *(f"{result.value(accepted, name, task):.2f}" for task in tasks),
             f"{result.value(accepted, name):.2f}",
-            "" if name == raw else times(result.ratio(accepted, name, raw)),
-            "" if name == "none" else times(result.ratio(accepted, name, "none")),
+            *("" if name == one else times(result.ratio(accepted, name, one)) for one in others),
         )
         cells.append(row)
     shares = {TASKS[task]: _models_share(result, result.places(task)) for task in tasks}
@@ -265,8 +266,9 @@ def conditions(result: Result) -> str:
     return (
         f"{stated['minutes']:.0f} minutes of one core for every arm, on the same"
         " answers and features, at rates and with losses that trials on ViSpec's adapter chose"
-        " (kinds that guess tokens have a loss of their own, small models begin with layers of the"
-        " target, and the embedded draft learnt for longer);"
+        " (kinds that guess tokens have a loss of their own; small models begin with layers of the"
+        f" target; *{ALONE}* begins with what those minutes made; *none, as many steps* took the"
+        " steps of *query*, however long; the embedded draft learnt for longer);"
         f" then {len(stated['questions'])} held-out questions"
         f" ({counts}) that all answer by turns, greedily, on {machine['threads']} threads of"
         f" {machine['processor']}; a tree of {tree['size']} nodes, depth {tree['depth']}, width"
@@ -430,7 +432,7 @@ def training_costs(stated: Mapping[str, Any]) -> str:
         "features",
         "answer tokens a second",
         "positions a second",
-        "peak memory, MB",
+        "peak memory of its own, MB",
         "bytes a position",
     )
     cells = []
@@ -450,20 +452,29 @@ def training_costs(stated: Mapping[str, Any]) -> str:
     return table(header, cells)
 
 
-def sections(folder: Path) -> dict[str, str]:
-    """What belongs between the marks of the page, of what was measured."""
+def sections(
+    folder: Path, late: Callable[[Mapping[str, Any]], str] = lambda stated: ""
+) -> dict[str, str]:
+    """What belongs between the marks of the page, of what was measured.
+
+    Args:
+        late: what is to be said behind a result that is no more of what is shipped.
+    """
     found: dict[str, str] = {}
     if (result := drafts(folder)) is not None:
         parts = (conditions, adapters, mappings, training, kinds, own_trees)
         for part in (*parts, forms, chosen, rates, aims):
-            found[f"drafts-{part.__name__.replace('_', '-')}"] = part(result)
+            name = f"drafts-{part.__name__.replace('_', '-')}"
+            found[name] = part(result) + late(result.stated)
         if (path := folder / "shared.json").exists():
-            found["drafts-shared"] = shared(json.loads(path.read_text()), result)
+            stated = json.loads(path.read_text())
+            found["drafts-shared"] = shared(stated, result) + late(stated)
     if (path := folder / "adapted.json").exists():
-        found["drafts-adapted"] = adapted(json.loads(path.read_text()))
+        stated = json.loads(path.read_text())
+        found["drafts-adapted"] = adapted(stated) + late(stated)
     if (path := folder / "training-costs.json").exists():
         stated = json.loads(path.read_text())
-        found["training-costs"] = training_costs(stated)
+        found["training-costs"] = training_costs(stated) + late(stated)
         found["adapter-costs"] = adapter_costs(stated)
     return found
 

@@ -13,7 +13,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,12 +144,12 @@ def sections() -> dict[str, dict[str, str]]:
             late = of_another_pair(result)
             for mark, part in parts.items():
                 found[page][mark] = part(result) + late * (mark != "speed-chain")
-    for mark, text in drafts_report.sections(RESULTS).items():
+    for mark, text in drafts_report.sections(RESULTS, of_another_pair).items():
         found["docs/drafts.md"][mark] = text
     return found
 
 
-def of_another_pair(result: dict[str, Any]) -> str:
+def of_another_pair(result: Mapping[str, Any]) -> str:
     """Sentences, if a result is about weights that are shipped no more, or of unknown code."""
     folders = {
         **dict.fromkeys(("draft", "vispec"), MODELS / "draft"),

@@ -100,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "minutes": options.minutes,
         "small_minutes": options.small_minutes,
         "commit": commit(),
+        "weights": {"target": facts["weights"]},
         "date": time.strftime("%Y-%m-%d"),
         "machine": conditions(),
         "tree": asdict(TREE),

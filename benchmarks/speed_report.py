@@ -357,14 +357,19 @@ def agreement(repeats: Sequence[Mapping[str, Any]]) -> str:
         f"({_counted(len(after), 'round')}) differ by up to {exp(max(moved)) - 1:.1%}"
         f" from those before ({_counted(len(before), 'round')})"
     )
-    if len(before) < 2:
+    several = [some for some in (before, after) if len(some) > 1]
+    if not several:
         return said + ". "
-    # Of every speedup the rounds say how much it varies, of all together they say it well.
-    varies = sqrt(mean(variance([one[key] for one in before]) for key in before[0]))
+    # Of every speedup rounds of a day say how much it varies, of all together they say it well.
+    squares = mean(
+        sum((len(some) - 1) * variance([one[key] for one in some]) for some in several)
+        for key in before[0]
+    )
+    varies = sqrt(squares / sum(len(some) - 1 for some in several))
     most = 2 * varies * sqrt(1 / len(before) + 1 / len(after))
     inside = sum(change <= most for change in moved)
     return (
-        f"{said}; by how those differ among themselves, 95 % of such differences lie within "
+        f"{said}; by how rounds of a day differ, 95 % of such differences lie within "
         f"{exp(most) - 1:.1%}, and {inside} do. "
     )
 

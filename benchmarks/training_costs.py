@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from vispec.adapters import build
+from vispec.checkpoints.files import fingerprint, locate
 from vispec.decoding.engine import Engine
 from vispec.evaluation.conditions import commit, conditions
 from vispec.loading_drafts import load_draft
@@ -51,11 +52,20 @@ def adapter_kinds(width: int, heads: int) -> dict[str, Any]:
         {"kind": "resampler", "queries": 16, **attention},
     )
     convolution, pruning = {"kind": "convolution", "stride": 9}, {"kind": "pruning", "keep": 16}
+    query, mlp = {"kind": "query", "heads": heads}, {"kind": "mlp", "inner": width // 2}
     return {
-        "query": {"kind": "query", "heads": heads, "queries": 2},
+        "query": {**query, "queries": 2},
+        "query of 8": {**query, "queries": 8},
+        "all tokens and a global vector": {**query, "queries": 1, "beside": True},
+        "query in a core to share": {
+            "kind": "unified",
+            "width": width,
+            "parts": [{**query, "queries": 2}],
+        },
         "linear": {"kind": "linear"},
-        "mlp of 2": {"kind": "mlp", "inner": width // 2},
-        "mlp of 3": {"kind": "mlp", "inner": width // 2, "layers": 3},
+        "mlp of 2": mlp,
+        "mlp of 3": {**mlp, "layers": 3},
+        "pooling and mlp": [pooling, mlp],
         "transformer": {"kind": "transformer", **attention},
         "pooling": pooling,
         "pruning": pruning,
@@ -97,6 +107,7 @@ def adapters(rounds: int = 9) -> list[dict[str, Any]]:
                 if turn:
                     spent[name].append(1000 * (time.perf_counter() - begun))
                 made_of_it = int(found.tokens.shape[1] if found.mask is None else found.mask.sum())
+                made_of_it += tokens * adapter.keeps
                 if not turn:
                     rows.append(
                         {
@@ -157,6 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = {
         "command": "python benchmarks/training_costs.py",
         "commit": commit(),
+        "weights": {"target": fingerprint(locate("embedded"))},
         "date": time.strftime("%Y-%m-%d"),
         "machine": conditions(),
         "answers": len(answers),

@@ -172,7 +172,7 @@ def root(name: str) -> str:
     """What a way is made of."""
     while name != (name := MADE.sub("", name)):
         pass
-    return "pooling" if name == "selector" else name
+    return name
 
 
 def over(number: float, other: float) -> float:

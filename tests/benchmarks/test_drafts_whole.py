@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import drafts_report
 import photo_sets
 import shared_adapter
 import training_costs
-from vispec.checkpoints.files import locate
+from vispec.checkpoints.files import fingerprint, locate
 from vispec.decoding.tree import TreeShape
 from vispec.training.recipes.embedded_questions import groups, write
 
@@ -65,6 +66,14 @@ def test_arms_are_trained_in_parts_measured_and_put_into_tables(place: dict[str,
     assert "text alone, no image tokens (no vision)" in found["drafts-training"]
     drafts_report.draw(place["results"])
     assert drafts_report.drawn(place["results"])
+    refuse_unknown_weights(place["results"] / "drafts.json")
+
+
+def refuse_unknown_weights(result: Path) -> None:
+    """Fail unless a result says which models it is about."""
+    stated = json.loads(result.read_text())["weights"]
+    assert stated["target"] == fingerprint(locate("embedded"))
+    assert set(stated) <= {"target", "draft"}
 
 
 def test_two_targets_share_an_adapter(place: dict[str, Path]) -> None:
@@ -72,12 +81,14 @@ def test_two_targets_share_an_adapter(place: dict[str, Path]) -> None:
     shared = place | {"work": place["work"] / "shared"}
     shared_adapter.main(options(shared, "shared", **more))
     assert drafts_report.sections(place["results"])["drafts-shared"].count("| shared |") == 2
+    refuse_unknown_weights(place["results"] / "shared.json")
 
 
 def test_a_former_draft_is_adapted(place: dict[str, Path]) -> None:
     former = Path(adapted_draft.__file__).parent / "drafts" / "eagle-text"
     adapted_draft.main(options(place, "adapted", minutes=0.02, former=former))
     assert "| from nothing |" in drafts_report.sections(place["results"])["drafts-adapted"]
+    refuse_unknown_weights(place["results"] / "adapted.json")
     with pytest.raises(SystemExit, match="no EAGLE draft"):
         adapted_draft.main(options(place, "adapted", former=locate("embedded", "draft")))
 
@@ -90,3 +101,4 @@ def test_training_is_timed(place: dict[str, Path], monkeypatch: pytest.MonkeyPat
     found = drafts_report.sections(place["results"])
     assert found["training-costs"].count("\n| ") >= 4
     assert found["adapter-costs"].count("| elastic, where it takes ") == 5
+    refuse_unknown_weights(place["results"] / "training-costs.json")

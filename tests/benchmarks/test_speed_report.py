@@ -171,6 +171,13 @@ def test_days_agree_as_far_as_they_do() -> None:
     for seconds, inside in ((0.61, 2), (0.60, 0)):
         text = report.agreement([*rounds[:2], round_of("02T08", seconds)])
         assert f"and {inside} do." in text
+    # Whichever day has several rounds; and both, where they have.
+    later = [round_of("02T08", 1.0), round_of("02T10", 0.8)]
+    text = report.agreement([round_of("01T22", 2 / 5**0.5), *later])
+    assert "95 % of such differences lie within 47.2%, and 2 do. " in text
+    # Alike on the one day: half the variance, and 1 for 1.225.
+    text = report.agreement([round_of("01T20", 0.9), round_of("01T22", 0.9), *later])
+    assert "95 % of such differences lie within 25.0%, and 2 do. " in text
     # One round does not tell how much rounds differ.
     assert report.agreement([rounds[0], rounds[2]]).endswith(
         "differ by up to 11.1% from those before (1 round). "
