@@ -98,10 +98,7 @@ def headline(result: Mapping[str, Any]) -> str:
             f"{temperature:.0f}",
             f"{rows['generate']['tokens_per_s']:.0f}",
             f"{rows[ours['fastest_plain']]['tokens_per_s']:.0f} ({plain})",
-            *(
-                f"{rows[name]['tokens_per_s']:.0f}" if name in rows else ""
-                for name in (*AS_IT_COMES, HEADLINE)
-            ),
+            *(f"{rows[name]['tokens_per_s']:.0f}" for name in (*AS_IT_COMES, HEADLINE)),
             _gain(ours, "generate"),
             _gain(ours, "fastest_plain"),
             f"{ours['acceptance_length']:.2f}",
