@@ -25,15 +25,24 @@ def saving(path: Path) -> Iterator[None]:
         raise OSError(f"{path}: {str(error).splitlines()[0]}") from error
 
 
-def write_json(path: Path, value: Any) -> None:
-    """A file of JSON."""
-    # Several workers may write one at the same time.
-    fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+@contextmanager
+def replacing_file(kept: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of `kept` once all of it is written.
+
+    Several workers may write one file at the same time.
+    """
+    fresh = kept.with_name(f"{kept.name}.{secrets.token_hex(4)}.tmp")
     try:
-        fresh.write_text(json.dumps(value, indent=1) + "\n")
-        fresh.replace(path)
+        yield fresh
+        fresh.replace(kept)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A file of JSON."""
+    with replacing_file(path) as fresh:
+        fresh.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def replace_folder(fresh: Path, kept: Path) -> None:

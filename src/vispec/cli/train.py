@@ -88,9 +88,9 @@ def run(options: argparse.Namespace) -> int:
             raise SettingsError(f"two recipes are called '{file.stem}'", "Rename one of them.")
         recipe = read_recipe(file, begun=options.init is not None)
         recipe = replace(recipe, target=options.target or recipe.target)
-        if options.check and options.init is not None:
-            refuse_unfit(recipe, options.init)
         if options.check:
+            if options.init is not None:
+                refuse_unfit(recipe, options.init)
             screen.put(Text(f"{file} is a recipe for {recipe.target}"))
             for source, wanted in recipe.data.items():
                 if not Path(wanted.path).exists():

@@ -26,6 +26,7 @@ from vispec.errors import VispecError
 from vispec.images import ImageSource
 from vispec.targets.base import Message, Prompt, Target
 from vispec.training.progress import Progress
+from vispec.writing import replacing_file
 
 
 @dataclass(frozen=True)
@@ -237,13 +238,8 @@ def _write(answers: Sequence[Answer], path: Path, asked: str) -> None:
         [asdict(answer) for answer in answers],
         schema=pa.schema([*kinds.items(), ("error", pa.string())], {"asked": asked}),
     )
-    # What a kill leaves unfinished has another name.
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        parquet.write_table(table, unfinished, compression="zstd", write_page_checksum=True)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing_file(path) as fresh:
+        parquet.write_table(table, fresh, compression="zstd", write_page_checksum=True)
 
 
 def _read(path: Path) -> tuple[list[Answer], str] | None:

@@ -124,9 +124,7 @@ def questions(source: Source, name: str) -> list[Question]:
 
 def _is_temperature(value: Any) -> bool:
     """Whether a row's temperature can be sampled at, or is left to the source."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value is None
-    return 0 <= value < math.inf
+    return value is None or (type(value) in (int, float) and 0 <= value < math.inf)
 
 
 def refuse_shared(asked: Mapping[str, Sequence[Question]], unseen: str) -> None:
