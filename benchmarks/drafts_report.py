@@ -122,6 +122,20 @@ def adapters(result: Result) -> str:
     return rows(result, group(result, "adapters"), "adapter")
 
 
+def by_task(result: Result) -> str:
+    """What adapters with several seeds accept of each task, against ViSpec's."""
+    tasks = [task for task in TASKS if task in set(result.tasks)]
+    cells = [
+        (
+            WORDS.get(name, name),
+            *(change(result.ratio(acceptance, name, FULL, task)) for task in tasks),
+        )
+        for name in group(result, "adapters")
+        if result.seeds(name) > 1 and name != FULL
+    ]
+    return table((f"against {FULL}", *(TASKS[task] for task in tasks)), cells)
+
+
 def training(result: Result) -> str:
     blind = "text alone, no image tokens"
     changed = [*group(result, "training"), "none", "hidden", "text alone", blind]
@@ -462,7 +476,7 @@ def sections(
     """
     found: dict[str, str] = {}
     if (result := drafts(folder)) is not None:
-        parts = (conditions, adapters, mappings, training, kinds, own_trees)
+        parts = (conditions, adapters, by_task, mappings, training, kinds, own_trees)
         for part in (*parts, forms, chosen, rates, aims):
             name = f"drafts-{part.__name__.replace('_', '-')}"
             found[name] = part(result) + late(result.stated)

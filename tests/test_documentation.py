@@ -24,6 +24,7 @@ PAGES = (
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "docs/checkpoints.md",
+    "docs/drafts.md",
     "docs/new-family.md",
     "docs/recipes.md",
     "docs/speed.md",

@@ -119,6 +119,23 @@ def test_arms_that_differ_by_their_seeds_alone_are_hardly_ever_told_apart(
     assert bold <= 6
 
 
+def test_a_task_has_an_order_of_its_own() -> None:
+    """One adapter is twice as good at questions, one at photographs; one seed is too little."""
+    stated = result(
+        plain=measured([10, 10, 10, 10], 2.0),
+        query_0=measured([2, 4, 2, 4], 1.0),
+        query_1=measured([2, 4, 2, 4], 1.0),
+        none_0=measured([4, 2, 4, 2], 1.0),
+        none_1=measured([4, 2, 4, 2], 1.0),
+        hidden_0=measured([4, 2, 4, 2], 1.0),
+    )
+    stated["arms"]["hidden"] = {"group": "adapters"}
+    header, _, *lines = report.by_task(Result(stated)).splitlines()
+    assert header == "| against query | photograph | question |"
+    better, worse = "**+100.0 % (+100.0 to +100.0)**", "**-50.0 % (-50.0 to -50.0)**"
+    assert lines == [f"| none (EAGLE) | {better} | {worse} |"]
+
+
 def test_a_draft_that_accepts_nothing_is_no_division_by_zero() -> None:
     assert over(2.0, 0.0) == math.inf
     assert over(2.0, 4.0) == 0.5
@@ -330,7 +347,7 @@ def test_every_section_of_the_page_is_written(tmp_path: Path) -> None:
         (tmp_path / f"{name}.json").write_text(json.dumps(value))
     found = report.sections(tmp_path)
     parts = ("conditions", "adapters", "mappings", "training", "kinds", "own-trees", "forms")
-    parts += ("chosen", "rates", "aims", "shared", "adapted")
+    parts += ("chosen", "rates", "aims", "shared", "adapted", "by-task")
     marks = {f"drafts-{part}" for part in parts}
     assert set(found) == marks | {"training-costs", "adapter-costs"}
     assert all("nan" not in text and len(text) > 40 for text in found.values())

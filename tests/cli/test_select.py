@@ -22,7 +22,7 @@ def written(folder: Path, pair: Pair, keep: int, seed: int = 1) -> Path:
     torch.manual_seed(seed)
     body = EagleDraft(EagleConfig(pair.hidden, 64, 4, 2, pair.vocabulary))
     body.take(build({"kind": "pooling", "keep": keep}, pair.hidden))
-    vispec_format.write(body, folder)
+    vispec_format.write(body.to(torch.bfloat16), folder)
     return folder
 
 
@@ -67,6 +67,7 @@ def test_drafts_become_one_that_is_used(
     assert (tmp_path / "out" / "draft" / "LICENSE").read_text() == "mine"
     one = vispec.from_pretrained(drafts[0]).state_dict()
     assert all(torch.equal(v, found.state_dict()[k]) for k, v in one.items())
+    assert {p.dtype for p in found.parameters()} == {torch.bfloat16}
     # What it says is what the target says.
     picture = tmp_path / "dark" / "0.png"
     asked = ("generate", "--target", pair.target, "-n", "12", "--temperature", "0")

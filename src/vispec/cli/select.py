@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from vispec.cli import options as shared
 from vispec.cli.terminal import Screen, quiet_libraries
@@ -70,8 +70,9 @@ def run(options: argparse.Namespace) -> int:
     from vispec.checkpoints.export import carry_licence, refuse_own_folder
     from vispec.checkpoints.files import licence, locate
     from vispec.decoding.engine import Engine
+    from vispec.drafts.base import numbers_of
     from vispec.errors import SettingsError
-    from vispec.hub import Card, save_pretrained
+    from vispec.hub import Card, from_pretrained, save_pretrained
     from vispec.loading_drafts import load_draft
     from vispec.loading_targets import load_target
     from vispec.training.questions import Source, questions
@@ -113,10 +114,13 @@ def run(options: argparse.Namespace) -> int:
             licence=licence(place),
             tree=None if tree is None else asdict(tree),
         )
+        # Drafts are loaded in the target's numbers; one that is kept has its parts' own.
+        draft = draft.to(numbers_of(from_pretrained(first)).dtype)
         with replacing(kept) as fresh:
             carry_licence(place, fresh)
             save_pretrained(draft, fresh, card, name=str(kept))
-    table = Table("tokens a pass, greedy chain", *drafts, box=None)
+    columns = [Column(name, overflow="fold") for name in drafts]
+    table = Table("tokens a pass, greedy chain", *columns, box=None)
     for name, row in zip(kinds, lengths.tolist(), strict=True):
         cells = [f"{value:.2f}{' *' if value == max(row) else ''}" for value in row]
         table.add_row(name, *cells)
