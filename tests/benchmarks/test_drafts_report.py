@@ -120,7 +120,7 @@ def test_arms_that_differ_by_their_seeds_alone_are_hardly_ever_told_apart(
 
 
 def test_a_task_has_an_order_of_its_own() -> None:
-    """One adapter is twice as good at questions, one at photographs; one seed is too little."""
+    """One adapter is twice as good at questions, others at photographs."""
     stated = result(
         plain=measured([10, 10, 10, 10], 2.0),
         query_0=measured([2, 4, 2, 4], 1.0),
@@ -131,9 +131,24 @@ def test_a_task_has_an_order_of_its_own() -> None:
     )
     stated["arms"]["hidden"] = {"group": "adapters"}
     header, _, *lines = report.by_task(Result(stated)).splitlines()
-    assert header == "| against query | photograph | question |"
+    assert header == "| tokens a pass, against query | photograph | question | all |"
     better, worse = "**+100.0 % (+100.0 to +100.0)**", "**-50.0 % (-50.0 to -50.0)**"
-    assert lines == [f"| none (EAGLE) | {better} | {worse} |"]
+    told = f"{better} | {worse} | +0.0 % (+0.0 to +0.0) |"
+    assert lines == [f"| none (EAGLE) | {told}", f"| hidden (HiViS) | {told}"]
+
+
+def test_time_is_told_of_what_has_several_seeds() -> None:
+    stated = result(
+        query_0=measured([2, 4, 2, 4], 1.0),
+        query_1=measured([2, 4, 2, 4], 1.0),
+        none_0=measured([4, 2, 4, 2], 0.5),
+        none_1=measured([4, 2, 4, 2], 0.5),
+        hidden_0=measured([4, 2, 4, 2], 1.0),
+    )
+    stated["arms"]["hidden"] = {"group": "adapters"}
+    header, _, *lines = report.seconds_by_task(Result(stated)).splitlines()
+    assert header == "| seconds an answer, against query | photograph | question | all |"
+    assert lines == [f"| none (EAGLE) | {' | '.join(['**-50.0 % (-50.0 to -50.0)**'] * 3)} |"]
 
 
 def test_a_draft_that_accepts_nothing_is_no_division_by_zero() -> None:
@@ -292,7 +307,7 @@ def test_a_shared_adapter_is_judged_by_how_seeds_of_others_differ() -> None:
 def test_every_section_of_the_page_is_written(tmp_path: Path) -> None:
     """From files as the benchmarks write them, of all that they measure."""
     names = ("text alone_0", "query_0", "query_1", "none_0", "eagle3_0", "fused_0", "hidden_0")
-    names += ("pooling_0", "linear_0", "mlp of 2_0", "none, half the rate_0")
+    names += (f"{report.ALONE}_0", "pooling_0", "linear_0", "mlp of 2_0", "none, half the rate_0")
     stated = result(
         plain=measured([10] * 4, 2.0), **{name: measured([4, 5, 4, 5], 1.0) for name in names}
     )
@@ -304,12 +319,14 @@ def test_every_section_of_the_page_is_written(tmp_path: Path) -> None:
         "query, int8",
         "query, rank 48",
     )
-    for name in (*more, "query and lookup", "query, chain", "the embedded draft"):
+    made = ("query and lookup", "query, chain", "the embedded draft", report.BLIND)
+    for name in (*more, *made):
         stated["measured"][name] = measured([6] * 4, 1.0)
         stated["ways"][name] = stated["ways"]["query, seed 0"]
     stated["choices"] = {"elastic": {"vqa": {"pooling": 3, "hidden": 1}, "caption": {"hidden": 0}}}
     stated["measured"]["text alone, seed 0"] = measured([10, 10, 10, 10], 1.0)  # nothing accepted
     groups = {"text alone": "kinds", "eagle3": "kinds", "fused": "training", "hidden": "adapters"}
+    groups[report.ALONE] = "training"
     groups |= dict.fromkeys(("pooling", "linear", "mlp of 2", "none, half the rate"), "rates")
     stated["arms"] |= {name: {"group": group} for name, group in groups.items()}
     machine = {"threads": 2, "processor": "x", "torch": "2", "transformers": "5"}
@@ -324,7 +341,8 @@ def test_every_section_of_the_page_is_written(tmp_path: Path) -> None:
     adapter = {"adapter": "query", "parameters": 9, "tokens": 1, "global": True, "ms": 1.0}
     costs = {
         "runs": {"online": [run], "int8": [run]},
-        "kept": {"int8": {"bytes": 200.0}},
+        "kept": {"int8": {"bytes": 200.0, "seconds": 45.2}},
+        "answers": 384,
         "adapters": [{**adapter, "size": size} for size in ("embedded", "7B")],
     }
     lines = [
@@ -348,6 +366,7 @@ def test_every_section_of_the_page_is_written(tmp_path: Path) -> None:
     found = report.sections(tmp_path)
     parts = ("conditions", "adapters", "mappings", "training", "kinds", "own-trees", "forms")
     parts += ("chosen", "rates", "aims", "shared", "adapted", "by-task")
+    parts += ("seconds-by-task",)
     marks = {f"drafts-{part}" for part in parts}
     assert set(found) == marks | {"training-costs", "adapter-costs"}
     assert all("nan" not in text and len(text) > 40 for text in found.values())
@@ -359,10 +378,15 @@ def test_every_section_of_the_page_is_written(tmp_path: Path) -> None:
     assert "+0.0 %" in found["drafts-own-trees"].splitlines()[3]
     rows = [row.strip("| ") for row in found["drafts-adapted"].splitlines()[2:]]
     assert rows == ["0 | 2.25", "1 | 2.50", "2 | 2.50 | 2.50"]
-    vispec, none, raw = found["drafts-aims"].splitlines()[2:5]
-    assert vispec == "| query (ViSpec) | 1.00 | 1.50 | 1.22 | over 100x | 1.00x (1.00 to 1.00) |"
-    assert none == "| none (EAGLE) | 1.00 | 1.50 | 1.22 | over 100x |  |"
+    vispec, none, blind, raw = found["drafts-aims"].splitlines()[2:6]
+    more = "1.00 | 1.50 | 1.22 | over 100x | 1.83x (1.83 to 1.83)"
+    assert vispec == f"| query (ViSpec) | {more} | 1.00x (1.00 to 1.00) |"
+    assert none == f"| none (EAGLE) | {more} |  |"
+    assert blind.startswith("| text alone, no image tokens (no vision) | 0.67 | 0.67 | 0.67 |")
     assert raw.startswith("| text alone | 0.00 | 0.00 | 0.00 |  | 0.00x")
     assert "75.0% (photograph), 75.0% (question)" in found["drafts-aims"]
+    assert "no image reaches: 1.50x (1.50 to 1.50) (photograph)" in found["drafts-aims"]
+    assert "resampler alone" not in found["drafts-training"]
+    assert "| 200 | 45 |" in found["training-costs"]
     assert "trained at `cba`" in found["drafts-conditions"]
     assert "arms took 7 to 7 steps" in found["drafts-conditions"]
