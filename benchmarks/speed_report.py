@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from itertools import groupby
 from math import exp, log, sqrt
 from pathlib import Path
 from statistics import mean, median, variance
@@ -152,7 +153,7 @@ def conditions(result: Mapping[str, Any]) -> str:
         + f"The rounds' own speedups differ by up to {spread:.0%}. " * (len(repeats) > 1)
         + agreement(repeats)
         + f"{_counted(compiled, 'graph')} had to be compiled while measuring. " * bool(compiled)
-        + f"{_all_of(machines, 'cores')} cores, {', '.join(machines[0]['flags'])}"
+        + f"{_all_of(machines, 'cores')} cores, {', '.join(result['rows'][0]['flags'])}"
         + f". `{result['command']}`. Trees and chains were chosen on other items: "
         + "; ".join(
             f"{label}, {_shape(result, name)}"
@@ -168,14 +169,22 @@ def _measured(result: Mapping[str, Any]) -> str:
     repeats, row = result["repeats"], result["rows"][0]
     machines = [repeat["machine"] for repeat in repeats]
     # Hours, too: a round behind midnight is not another day's.
-    begun = [repeat["begun"][:16].replace("T", " ") for repeat in repeats]
+    begun = [
+        f"on {processor}, begun "
+        + ", ".join(repeat["begun"][:16].replace("T", " ") for repeat in some)
+        + " UTC"
+        for processor, some in groupby(repeats, _processor)
+    ]
     return (
-        f"{row['items']} held-out items a task, {_counted(row['repeats'], 'round')} (begun "
-        f"{', '.join(begun)} UTC), {_all_of(machines, 'threads')} threads "
-        f"of {_all_of(machines, 'processor')}, {result['dtype']}, torch "
+        f"{row['items']} held-out items a task, {_counted(row['repeats'], 'round')} "
+        f"({'; '.join(begun)}), {_all_of(machines, 'threads')} threads, {result['dtype']}, torch "
         f"{_all_of(machines, 'torch')}, transformers {_all_of(machines, 'transformers')}, "
         f"{_settings(machines[0])}."
     )
+
+
+def _processor(repeat: Mapping[str, Any]) -> str:
+    return str(repeat["machine"]["processor"])
 
 
 def _all_of(machines: Sequence[Mapping[str, Any]], key: str) -> str:
@@ -351,7 +360,10 @@ def agreement(repeats: Sequence[Mapping[str, Any]]) -> str:
     ]
     said = (
         f"The {len(moved)} speedups of ViSpec's rows of {gaps[split - 1]:.0f} hours later "
-        f"({_counted(len(after), 'round')}) differ by up to {exp(max(moved)) - 1:.1%}"
+        f"({_counted(len(after), 'round')}"
+        + ", on another processor"
+        * (_processor(repeats[split]) != _processor(repeats[split - 1]))
+        + f") differ by up to {exp(max(moved)) - 1:.1%}"
         f" from those before ({_counted(len(before), 'round')})"
     )
     several = [some for some in (before, after) if len(some) > 1]

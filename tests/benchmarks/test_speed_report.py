@@ -21,7 +21,7 @@ def row(task: str, method: str, speed: float, **more: Any) -> dict[str, Any]:
         "speedup_vs_fastest_plain_spread": [speed / 100, speed / 68],
         "speedup_vs_generate_interval": [speed / 60, speed / 40],
         "speedup_vs_fastest_plain_interval": [speed / 100, speed / 64],
-        "fastest_plain": "plain",
+        "fastest_plain": "plain", "flags": ["avx2"],
     } | more  # fmt: skip
 
 
@@ -72,8 +72,8 @@ def test_the_headline_names_both_baselines_and_what_was_gained() -> None:
 def test_the_summary_says_what_was_measured_and_what_was_missed() -> None:
     text = report.summary(RESULT)
     for part in (
-        "9 held-out items", "2 threads of A processor",
-        "3 rounds (begun 2026-01-01 01:10, 2026-01-01 02:10, ",
+        "9 held-out items", "2026-01-01 03:10 UTC), 2 threads",
+        "3 rounds (on A processor, begun 2026-01-01 01:10, 2026-01-01 02:10, ",
         "as a compiled chain: 3.2 to 3.2 times as fast as `generate` and 2.0 to 2.0 times",
         "*chain* that with a chain of 7", "3.22x over `generate` (reached on none)",
         "1.8x over the fastest plain way (reached on every task)",
@@ -144,7 +144,7 @@ def test_the_committed_rows_are_what_their_rounds_give() -> None:
     assert [row | common for row in rows] == stated["rows"]
 
 
-def round_of(hour: str, seconds: float) -> dict[str, Any]:
+def round_of(hour: str, seconds: float, processor: str = "A processor") -> dict[str, Any]:
     """With two questions, that `generate` answers in two seconds each."""
     parts = [
         {
@@ -153,7 +153,8 @@ def round_of(hour: str, seconds: float) -> dict[str, Any]:
         }
         for method, s in (("generate", 2.0), ("vispec", seconds))
     ]  # fmt: skip
-    return {"begun": f"2026-01-{hour}:00:00Z", "ended": f"2026-01-{hour}:50:00Z", "parts": parts}
+    found = {"begun": f"2026-01-{hour}:00:00Z", "ended": f"2026-01-{hour}:50:00Z", "parts": parts}
+    return found | {"machine": {"processor": processor}}
 
 
 def test_days_agree_as_far_as_they_do() -> None:
@@ -182,6 +183,19 @@ def test_days_agree_as_far_as_they_do() -> None:
     assert report.agreement([rounds[0], rounds[2]]).endswith(
         "differ by up to 11.1% from those before (1 round). "
     )
+
+
+def test_rounds_on_another_processor_are_told_apart() -> None:
+    other = MACHINE | {"processor": "Another", "flags": ["avx2", "avx512f"]}
+    rounds = [*RESULT["repeats"][:2], RESULT["repeats"][2] | {"machine": other}]
+    said = report.conditions(RESULT | {"repeats": rounds})
+    assert (
+        "(on A processor, begun 2026-01-01 01:10, 2026-01-01 02:10 UTC;"
+        " on Another, begun 2026-01-01 03:10 UTC)" in said
+    )
+    assert "4 cores, avx2. " in said
+    text = report.agreement([round_of("01T08", 1.0), round_of("02T08", 1.0, "Another")])
+    assert "(1 round, on another processor) differ by up to 0.0%" in text
 
 
 def test_the_picture_is_the_same_for_the_same_numbers(tmp_path: Path) -> None:
