@@ -27,6 +27,7 @@ EXAMPLES: dict[str, Any] = {
     "resampler": {"kind": "resampler", "heads": 3, "queries": 2, "inner": 16, "layers": 2},
     "hidden": {"kind": "hidden"},
     "stacked": [POOLING, {"kind": "mlp", "inner": 8}],
+    "query, the global one alone": QUERY | {"queries": 1},
     "query behind others": [{"kind": "transformer", "heads": 2, "inner": 8}, QUERY],
     "elastic": {"kind": "elastic", "parts": [POOLING, {"kind": "hidden"}, QUERY]},
     "elastic before another": [
@@ -143,6 +144,7 @@ def test_every_kind_is_tried_here() -> None:
         ({"kind": "linear", "hidden_size": 3}, ["hidden_size", "takes nothing"]),
         ({"kind": "pooling", "keep": 3, "settings": {}}, ["settings", "takes keep"]),
         ([{"kind": "hidden"}, QUERY], ["may leave nothing"]),
+        ([QUERY | {"queries": 1}, {"kind": "linear"}], ["may leave nothing"]),
         ([{"kind": "elastic", "parts": [POOLING, {"kind": "hidden"}]}, QUERY], ["leave nothing"]),
         (
             [{"kind": "unified", "width": 8, "parts": [{"kind": "hidden"}]}, {"kind": "linear"}],

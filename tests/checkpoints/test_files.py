@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -184,6 +185,13 @@ def test_embedded_names_a_packaged_folder_and_other_names_stay(
         (tmp_path / role).mkdir()
         (tmp_path / role / "config.json").write_text("{}")
         assert locate("embedded", role) == str(tmp_path / role)
+
+
+def test_a_fingerprint_is_of_all_bytes_of_all_files(tmp_path: Path) -> None:
+    parts = [bytes(range(256)) * 5000, b"more"]
+    for number, part in enumerate(parts):
+        (tmp_path / f"model-{number}.safetensors").write_bytes(part)
+    assert fingerprint(tmp_path) == hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
 def test_other_weights_have_another_fingerprint(tmp_path: Path) -> None:

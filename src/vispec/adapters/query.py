@@ -35,6 +35,7 @@ class QueryAdapter(Adapter):
     ) -> None:
         super().__init__(heads=heads, queries=queries, bias=bias, beside=beside)
         self.keeps = beside
+        self.hides = queries == 1 and not beside
         if hidden_size % heads:
             raise ValueError(f"{heads} heads do not divide a width of {hidden_size}")
         head_dim = hidden_size // heads

@@ -38,7 +38,9 @@ def fingerprint(folder: str | os.PathLike[str]) -> str:
     """What tells the weights of a local folder from all others."""
     digest = hashlib.sha256()
     for path in sorted(Path(folder).glob("*.safetensors")):
-        digest.update(path.read_bytes())
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
     return digest.hexdigest()[:16]
 
 
