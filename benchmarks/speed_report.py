@@ -173,7 +173,7 @@ def _measured(result: Mapping[str, Any]) -> str:
         f"on {processor}, begun "
         + ", ".join(repeat["begun"][:16].replace("T", " ") for repeat in some)
         + " UTC"
-        for processor, some in groupby(repeats, _processor)
+        for processor, some in groupby(repeats, lambda repeat: repeat["machine"]["processor"])
     ]
     return (
         f"{row['items']} held-out items a task, {_counted(row['repeats'], 'round')} "
@@ -181,10 +181,6 @@ def _measured(result: Mapping[str, Any]) -> str:
         f"{_all_of(machines, 'torch')}, transformers {_all_of(machines, 'transformers')}, "
         f"{_settings(machines[0])}."
     )
-
-
-def _processor(repeat: Mapping[str, Any]) -> str:
-    return str(repeat["machine"]["processor"])
 
 
 def _all_of(machines: Sequence[Mapping[str, Any]], key: str) -> str:
@@ -346,7 +342,42 @@ def _shape(result: Mapping[str, Any], method: str) -> str:
 
 
 def agreement(repeats: Sequence[Mapping[str, Any]]) -> str:
-    """How far the speedups of rounds are from those of a day before; empty if all are of a day."""
+    """How far speedups of rounds are from those of a day before, and of other processors.
+
+    Empty if all rounds are of one processor and day.
+    """
+    rounds: dict[str, list[Mapping[str, Any]]] = {}
+    for repeat in repeats:
+        rounds.setdefault(repeat["machine"]["processor"], []).append(repeat)
+    days = [
+        _days(some, f"On {name}, the" if len(rounds) > 1 else "The")
+        for name, some in rounds.items()
+    ]
+    return "".join([*days, _processors(rounds)])
+
+
+def _processors(rounds: Mapping[str, list[Mapping[str, Any]]]) -> str:
+    """How far speedups of other processors are from those of the first."""
+    means = {
+        name: _mean([_speedups(one["parts"]) for one in some]) for name, some in rounds.items()
+    }
+    (first, before), *others = means.items()
+    text = ""
+    for name, after in others:
+        moved = {
+            over: [exp(after[key] - before[key]) - 1 for key in before if key[-1] == over]
+            for over in OVER
+        }
+        said = " and over ".join(
+            f"{words} by {min(moved[over]):+.1%} to {max(moved[over]):+.1%}"
+            for over, words in zip(OVER, ("`generate`", "the fastest plain way"), strict=True)
+        )
+        text += f"From {first} to {name}, speedups of ViSpec's rows change over {said}. "
+    return text
+
+
+def _days(repeats: Sequence[Mapping[str, Any]], the: str) -> str:
+    """The same of days of one processor; empty if there is one."""
     begun, ended = ([datetime.fromisoformat(r[key]) for r in repeats] for key in ("begun", "ended"))
     gaps = [(b - a).total_seconds() / 3600 for a, b in zip(ended, begun[1:], strict=False)]
     split = next((i for i, gap in enumerate(gaps, 1) if gap >= APART_H), None)
@@ -355,15 +386,11 @@ def agreement(repeats: Sequence[Mapping[str, Any]]) -> str:
     before, after = (
         [_speedups(one["parts"]) for one in some] for some in (repeats[:split], repeats[split:])
     )
-    moved = [
-        abs(mean(one[key] for one in after) - mean(one[key] for one in before)) for key in before[0]
-    ]
+    means = _mean(before), _mean(after)
+    moved = [abs(means[1][key] - means[0][key]) for key in means[0]]
     said = (
-        f"The {len(moved)} speedups of ViSpec's rows of {gaps[split - 1]:.0f} hours later "
-        f"({_counted(len(after), 'round')}"
-        + ", on another processor"
-        * (_processor(repeats[split]) != _processor(repeats[split - 1]))
-        + f") differ by up to {exp(max(moved)) - 1:.1%}"
+        f"{the} {len(moved)} speedups of ViSpec's rows of {gaps[split - 1]:.0f} hours "
+        f"later ({_counted(len(after), 'round')}) differ by up to {exp(max(moved)) - 1:.1%}"
         f" from those before ({_counted(len(before), 'round')})"
     )
     several = [some for some in (before, after) if len(some) > 1]
@@ -391,6 +418,10 @@ def _speedups(parts: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], float
         if row["method"] in OURS
         for over in OVER
     }
+
+
+def _mean(rounds: Sequence[Mapping[tuple[Any, ...], float]]) -> dict[tuple[Any, ...], float]:
+    return {key: mean(one[key] for one in rounds) for key in rounds[0]}
 
 
 def _counted(count: int, what: str) -> str:
