@@ -81,6 +81,14 @@ def test_the_summary_says_what_was_measured_and_what_was_missed() -> None:
         assert part in text
 
 
+def test_the_summary_says_where_sampling_gains_nothing() -> None:
+    assert "Sampled" not in report.summary(RESULT)
+    sampled = [row(task, "vispec-chain", 70.0, temperature=1.0, **OURS) for task in ("vqa", "read")]
+    sampled[1]["speedup_vs_fastest_plain"] = 1.2
+    text = report.summary(RESULT | {"rows": [*RESULT["rows"], *sampled]})
+    assert "temperature 1, it loses against that on 'scene, a question' alone.\n\n" in text
+
+
 def test_the_conditions_state_machine_spread_and_trees() -> None:
     text = report.conditions(RESULT)
     for part in (
