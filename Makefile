@@ -16,7 +16,7 @@ demo: $(STAMP)  ## set up, then watch the embedded pair describe a photograph
 
 test: lint $(VENV)/.tested  ## set up, then lint, check types and run every test
 	$(BIN)/python -m pytest -n 2 -m "not slow"
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 -m slow --durations 15
 
 test-slow: $(STAMP)  ## only the slow tests (statistics, training, whole-pair runs)
 	$(BIN)/python -m pytest -n 2 -m slow
