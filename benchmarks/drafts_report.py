@@ -130,7 +130,7 @@ def by_task(result: Result) -> str:
 
 
 def seconds_by_task(result: Result) -> str:
-    """How long answers of each task take with what has several seeds or no tree, against ViSpec."""
+    """How long answers of each task take with several seeds or no tree, against ViSpec."""
     names = [name for name in group(result, "adapters") if result.seeds(name) > 1]
     return _against_by_task(result, seconds, "seconds an answer", [*names, "query, chain"])
 
