@@ -157,8 +157,8 @@ def conditions(result: Mapping[str, Any]) -> str:
         + f"The rounds' own speedups differ by up to {spread:.0%}. " * (len(repeats) > 1)
         + agreement(repeats)
         + f"{_counted(compiled, 'graph')} had to be compiled while measuring. " * bool(compiled)
-        + f"{_all_of(machines, 'cores')} cores, {', '.join(result['rows'][0]['flags'])}"
-        + f". `{result['command']}`. Trees and chains were chosen on other items: "
+        + f"{_all_of(machines, 'cores')} cores. `{result['command']}`. "
+        + "Trees and chains were chosen on other items: "
         + "; ".join(
             f"{label}, {_shape(result, name)}"
             for name, label in METHODS.items()
@@ -177,7 +177,7 @@ def _measured(result: Mapping[str, Any]) -> str:
         f"on {processor}, begun "
         + ", ".join(repeat["begun"][:16].replace("T", " ") for repeat in some)
         + " UTC"
-        for processor, some in groupby(repeats, lambda repeat: repeat["machine"]["processor"])
+        for processor, some in groupby(repeats, _processor)
     ]
     return (
         f"{row['items']} held-out items a task, {_counted(row['repeats'], 'round')} "
@@ -185,6 +185,12 @@ def _measured(result: Mapping[str, Any]) -> str:
         f"{_all_of(machines, 'torch')}, transformers {_all_of(machines, 'transformers')}, "
         f"{_settings(machines[0])}."
     )
+
+
+def _processor(repeat: Mapping[str, Any]) -> str:
+    """What a round ran on: a name that virtual machines give to several, and its instructions."""
+    machine = repeat["machine"]
+    return f"{machine['processor']} ({', '.join(machine['flags'])})"
 
 
 def _all_of(machines: Sequence[Mapping[str, Any]], key: str) -> str:
@@ -352,7 +358,7 @@ def agreement(repeats: Sequence[Mapping[str, Any]]) -> str:
     """
     rounds: dict[str, list[Mapping[str, Any]]] = {}
     for repeat in repeats:
-        rounds.setdefault(repeat["machine"]["processor"], []).append(repeat)
+        rounds.setdefault(_processor(repeat), []).append(repeat)
     days = [
         _days(some, f"On {name}, the" if len(rounds) > 1 else "The")
         for name, some in rounds.items()
