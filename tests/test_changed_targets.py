@@ -197,6 +197,10 @@ def test_a_quantised_model_is_loaded_and_says_its_own_text(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() == "AVX2",
+    reason="there torch 2.13's flex attention itself gives nan for some lengths (24, 40)",
+)
 def test_a_model_that_attends_by_flex_attention_says_its_own_text() -> None:
     """It is compiled for every shape it meets, and knows no float64 on processors."""
     model = tiny.llava(torch.float32, attention="flex_attention")
