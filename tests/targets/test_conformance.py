@@ -307,8 +307,9 @@ def test_every_kind_of_draft_reads_what_the_model_saw(family: Family, kind: str)
         behind = draft.combine(words[1:], draft.fuse(features[t : t + 2]), rows.globals)
         position = torch.cat([rows.position, torch.arange(t, t + 2)])
         expected = draft(torch.cat([rows.hidden, behind])[None], position[None])[0, -1]
-        # Layers with a memory compute in float32, in one way step by step and in another at once.
-        near = 1e-4 if target.chains_only else 1e-9
+        # Norms and routers of many models round to float32, which processors do differently for one
+        # row and for many; layers with a memory even compute in it, in another order.
+        near = 1e-4 if target.chains_only else 1e-6
         torch.testing.assert_close(session.hidden[0], expected, rtol=near, atol=near)
 
 
