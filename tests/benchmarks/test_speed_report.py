@@ -92,7 +92,7 @@ def test_the_summary_says_where_sampling_gains_nothing() -> None:
 def test_the_conditions_state_machine_spread_and_trees() -> None:
     text = report.conditions(RESULT)
     for part in (
-        "up to 38%", "4 cores", ", `OMP_THING=1`. ", ". `python it`",
+        "up to 38%", ", `OMP_THING=1`. ", " 4 cores. `python it`. Trees",
         "ViSpec tree, a tree of 9 nodes, depth 5, width 2; ViSpec chain, a chain of 7.",
     ):  # fmt: skip
         assert part in text
