@@ -111,8 +111,7 @@ def test_every_weight_learns(name: str) -> None:
     for key, parameter in made.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
-        # Keys' biases move all scores alike; softmax cancels them.
-        assert parameter.grad.abs().max() > 0, key
+        assert parameter.grad.abs().max() > 1e-9, key
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

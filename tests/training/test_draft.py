@@ -241,6 +241,32 @@ def test_only_the_draft_learns(network: str, adapter: str) -> None:
     assert target.head.weight.requires_grad
 
 
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("kind", ["pruning", "elastic"])
+def test_choices_are_learnt_where_the_size_of_tokens_says_nothing(network: str, kind: str) -> None:
+    """EAGLE-3's draft norms what an adapter makes of an image before anything else reads it."""
+    pruning = {"kind": "pruning", "keep": 2}
+    parts = [pruning, {"kind": "pooling", "keep": 2}, {"kind": "query", "heads": 2, "queries": 3}]
+    settings = pruning if kind == "pruning" else {"kind": "elastic", "parts": parts}
+    draft = made(network, "none")
+    draft.adapter = build(settings, D)
+    for parameter in draft.adapter.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    draft = draft.double().requires_grad_(True).train()
+    torch.manual_seed(0)
+    loss, _ = training.Stage(draft, tiny.target(), {"soft_cross_entropy": 1.0})(
+        samples(D if network == "eagle" else 3 * D)
+    )
+    loss.backward()
+    names = ("query", "asked.weight", "key.weight") if kind == "pruning" else ("gate.weight",)
+    learnt = dict(draft.adapter.named_parameters())
+    for name in names:
+        grad = learnt[name].grad
+        assert grad is not None
+        # 1e-8 and less by sizes alone, of which the norm leaves what its epsilon does.
+        assert grad.norm() > 1e-6 * loss.item(), name
+
+
 def test_what_an_adapter_itself_wants_is_a_part_of_the_loss() -> None:
     torch.manual_seed(0)
     parts = {"kind": "mlp", "inner": 8, "reconstruct": 0.5}

@@ -46,6 +46,15 @@ def mean_of(visual: Tensor, mask: Tensor | None) -> Tensor:
     return (visual * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
+def emphasised(tokens: Tensor, weight: Tensor, mean: Tensor) -> Tensor:
+    """Tokens `[b, r, d]`, as far from their images' means `[b, d]` as weights `[b, r]` say.
+
+    One leaves a token as it is. A token times its weight would teach nothing where a draft's first
+    norm takes its size away, as EAGLE-3's does.
+    """
+    return tokens + (weight - 1)[..., None] * (tokens - mean[:, None])
+
+
 class Adapter(nn.Module):
     """Maps an image's embeddings to tokens for the draft and, optionally, one global vector.
 

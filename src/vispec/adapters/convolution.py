@@ -12,7 +12,7 @@ from vispec.adapters.base import Adapter, Compressed
 class ConvolutionAdapter(Adapter):
     """One token for every few neighbours: a filter of every channel, then a matrix for all.
 
-    It starts as their mean.
+    It starts as their mean; of a shorter last group, padded with nothing.
 
     Args:
         hidden_size: `d`.

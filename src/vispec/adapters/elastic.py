@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vispec.adapters.base import Adapter, Compressed, mean_of
+from vispec.adapters.base import Adapter, Compressed, emphasised, mean_of
 
 
 class ElasticAdapter(Adapter):
@@ -17,8 +17,8 @@ class ElasticAdapter(Adapter):
 
     In training the choice is drawn (Gumbel-softmax, arXiv 1611.01144); afterwards it is the
     likeliest. Only what is chosen runs, in training too, and that is all the gate learns from: a
-    part becomes likelier where its tokens, made larger, would lower the loss, and a part without
-    tokens only through the others. Whether another part would have served better is what a
+    part becomes likelier where its tokens, further from the image's mean, would lower the loss, and
+    a part without tokens only through the others. Whether another part would have served better is what a
     `SelectorAdapter` is fitted to.
 
     Args:
@@ -71,9 +71,9 @@ def chosen(
     question: Tensor | None,
     has_global: bool,
 ) -> Compressed:
-    """What the part with weight one makes of each image, times its weight `[b, parts]`."""
+    """What the part with weight one makes of each image; it learns from that weight `[b, parts]`."""
     b, _, d = visual.shape
-    of = weight.argmax(-1)
+    of, mean = weight.argmax(-1), mean_of(visual, mask)
     found: list[tuple[Tensor, Compressed]] = []
     for index, part in enumerate(parts):
         rows = (of == index).nonzero()[:, 0]
@@ -89,7 +89,8 @@ def chosen(
     for rows, compressed in found:
         own = compressed.tokens.shape[1]
         scale = weight[rows, of[rows]]
-        padded = F.pad(compressed.tokens * scale[:, None, None], (0, 0, 0, r - own))
+        weighted = emphasised(compressed.tokens, scale[:, None], mean[rows])
+        padded = F.pad(weighted, (0, 0, 0, r - own))
         tokens = tokens.index_copy(0, rows, padded.to(tokens.dtype))
         real[rows, :own] = True if compressed.mask is None else compressed.mask
         if compressed.globals is not None and globals_ is not None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vispec.adapters.base import Adapter, Compressed
+from vispec.adapters.base import Adapter, Compressed, emphasised, mean_of
 
 
 class PruningAdapter(Adapter):
     """Keeps an image's most attended tokens, in their order.
 
-    A learned query, turned by what is asked, attends to the image. So that it learns, every token
-    is scaled by how much more than others it is attended to.
+    A learned query, turned by what is asked, attends to the image. So that it learns, a token
+    stands out of its image by how much it is attended to.
 
     Args:
         hidden_size: `d`.
@@ -46,6 +46,6 @@ class PruningAdapter(Adapter):
         real = None if mask is None else mask.gather(1, kept)
         if real is not None and bool(real.all()):
             real = None
-        scale = 2 * scores.gather(1, kept).sigmoid()
+        weight = 2 * scores.gather(1, kept).sigmoid()
         tokens = visual.gather(1, kept[..., None].expand(-1, -1, visual.shape[-1]))
-        return Compressed(tokens * scale[..., None], mask=real)
+        return Compressed(emphasised(tokens, weight, mean_of(visual, mask)), mask=real)
