@@ -304,7 +304,7 @@ def train_arm(
     if (folder / "draft").exists():
         return
     print(f"training {folder.name}", flush=True)
-    origin = provenance(COMMAND, options.work / "answers")
+    origin = provenance(COMMAND, options.work / "answers", ("text", "multimodal", "heldout"))
     write_json(folder / PROVENANCE, origin)
     layered = isinstance(arm.draft, DraftRecipe) and arm.draft.aux_layers is not None
     data = {name: Store(path, target, layered=layered) for name, path in stores.items()}

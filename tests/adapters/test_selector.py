@@ -13,7 +13,7 @@ from vispec.adapters import SelectorAdapter, build
 from vispec.drafts import EagleConfig, EagleDraft
 from vispec.errors import SettingsError
 from vispec.training.draft import acceptance
-from vispec.training.selection import select
+from vispec.training.selection import refuse_other_bodies, select
 
 PARTS = [{"kind": "pooling", "keep": 1}, {"kind": "pooling", "keep": 3}]
 
@@ -49,6 +49,18 @@ def test_a_kind_without_images_is_refused() -> None:
     kinds = {"pictures": [sample(30, 14, 2, 1)], "words": [blind]}
     with pytest.raises(SettingsError, match="no image among the samples of 'words'"):
         select(draft, adapters, tiny.target(), kinds)
+
+
+def test_a_draft_with_words_of_its_own_is_refused() -> None:
+    drafts = {}
+    for name, part in zip("ab", PARTS, strict=True):
+        config = EagleConfig(tiny.HIDDEN, 48, 4, 2, tiny.VOCAB)
+        drafts[name] = EagleDraft(config, build(part, tiny.HIDDEN))
+    drafts["b"].load_state_dict(drafts["a"].state_dict())
+    refuse_other_bodies(drafts)
+    drafts["b"].embed_tokens = torch.nn.Embedding(tiny.VOCAB, tiny.HIDDEN)
+    with pytest.raises(SettingsError, match="'b' has a token embedding of its own"):
+        refuse_other_bodies(drafts)
 
 
 def test_adapters_are_measured_on_every_kind_and_put_together() -> None:

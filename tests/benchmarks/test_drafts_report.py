@@ -377,7 +377,7 @@ def test_every_section_of_the_page_is_written(tmp_path: Path) -> None:
     more = "1.00 | 1.50 | 1.22 | over 100x | 1.83x (1.83 to 1.83)"
     assert vispec == f"| query (ViSpec) | {more} | 1.00x (1.00 to 1.00) |"
     assert none == f"| none (EAGLE) | {more} |  |"
-    assert blind.startswith("| text alone, no image tokens (no vision) | 0.67 | 0.67 | 0.67 |")
+    assert blind.startswith("| text alone, no image tokens (text-only) | 0.67 | 0.67 | 0.67 |")
     assert raw.startswith("| text alone | 0.00 | 0.00 | 0.00 |  | 0.00x")
     assert "75.0% (photograph), 75.0% (question)" in found["drafts-aims"]
     assert "no image reaches: 1.50x (1.50 to 1.50) (photograph)" in found["drafts-aims"]

@@ -63,7 +63,7 @@ def test_arms_are_trained_in_parts_measured_and_put_into_tables(place: dict[str,
     assert "elastic (SpecVLM) takes: " in found["drafts-chosen"]
     assert "| none (EAGLE) | " in found["drafts-rates"]
     assert "half the rate" not in found["drafts-adapters"]
-    assert "text alone, no image tokens (no vision)" in found["drafts-training"]
+    assert "text alone, no image tokens (text-only)" in found["drafts-training"]
     drafts_report.draw(place["results"])
     assert drafts_report.drawn(place["results"])
     refuse_unknown_weights(place["results"] / "drafts.json")

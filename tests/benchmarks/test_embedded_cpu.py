@@ -182,6 +182,11 @@ def test_an_interval_holds_what_other_items_might_have_given() -> None:
     # Repeats are of the same items: they do not make it narrower.
     many = speeds.interval([part([0.25, 1.0] * 50)] * 9, [theirs] * 9)
     assert many == pytest.approx((low, high))
+    # What they differ by is within it, whichever comes first.
+    slow = [part([0.4, 1.6] * 50), part([0.25, 1.0] * 50)]
+    found = speeds.interval(slow, [theirs] * 2)
+    assert found == pytest.approx((low / 1.6, high))
+    assert speeds.interval(slow[::-1], [theirs] * 2) == pytest.approx(found)
 
 
 def test_sampled_answers_of_all_repeats_count(tmp_path: Path) -> None:

@@ -161,6 +161,18 @@ def test_answers_to_other_questions_are_not_taken_for_ours(engine: Engine, whole
             distill(engine, changed, whole, max_new_tokens=length, batch=2)
 
 
+def test_a_picture_that_was_replaced_is_another_question(tmp_path: Path) -> None:
+    path = tmp_path / "it.png"
+    asked = [Question("a", "the cat", [path])]
+    marks = set()
+    for size in (8, 16):
+        talking.picture(1).resize((size, size)).save(path)
+        marks.add(module.digest(asked, 9))
+    path.unlink()
+    marks.add(module.digest(asked, 9))
+    assert len(marks) == 3
+
+
 def test_two_questions_of_one_key_are_refused(engine: Engine, tmp_path: Path) -> None:
     asked = questions()
     with pytest.raises(VispecError, match="1 keys name more than one question"):

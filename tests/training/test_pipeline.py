@@ -137,7 +137,7 @@ def test_every_kind_of_draft_is_trained_and_used(
     stated = json.loads((tmp_path / "draft" / "provenance.json").read_text())
     assert stated["command"] == "vispec train x"
     assert stated["answers"] == {"text": 6, "shown": 6, "heldout": 6}
-    assert len(stated["data"]) == 3
+    assert len(stated["data"]) == len(stated["questions"]) == 3
     card = (tmp_path / "draft" / "README.md").read_text()
     assert f"{found['acceptance_length']:.2f}" in card
     assert Image.open(tmp_path / "curves.png").size[0] > 500
@@ -294,7 +294,7 @@ sys.path[:0] = {path!r}
 import spread
 way = sys.argv[1]
 spread.WAYS[way]()
-from training.test_pipeline import KINDS, wanted
+from training.test_pipeline import KINDS, shipped, wanted
 from vispec.training import pipeline, trainer
 step = trainer.Trainer._step
 def looking(self):
@@ -329,7 +329,7 @@ DIES = """
 import functools, os, signal, sys
 from pathlib import Path
 sys.path[:0] = {path!r}
-from training.test_pipeline import KINDS, wanted
+from training.test_pipeline import KINDS, shipped, wanted
 from vispec.training import pipeline, stages
 stages.Settings = functools.partial(stages.Settings, checkpoint_s=0.0)
 stage, left = stages.Stage.forward, [4]
@@ -340,8 +340,13 @@ def dies(self, samples):
     return stage(self, samples)
 stages.Stage.forward = dies
 target, asked, out = map(Path, sys.argv[1:])
-pipeline.train(wanted(target, asked, 4, **KINDS["vispec"][0]), out)
+pipeline.train(shipped(wanted(target, asked, 4, **KINDS["vispec"][0])), out)
 """
+
+
+def shipped(recipe: Recipe) -> Recipe:
+    """With the optimizer and the numbers of the recipes that come along."""
+    return replace(recipe, stages=[replace(s, muon=2.0, bf16=True) for s in recipe.stages])
 
 
 @pytest.mark.slow
@@ -349,7 +354,8 @@ def test_a_draft_whose_training_is_killed_outright_ends_the_same(
     target: Path, asked: Path, tmp_path: Path
 ) -> None:
     """Twice: in the middle of the first stage, and of the second."""
-    pipeline.train(wanted(target, asked, 4, **KINDS["vispec"][0]), tmp_path / "whole")
+    whole = shipped(wanted(target, asked, 4, **KINDS["vispec"][0]))
+    pipeline.train(whole, tmp_path / "whole")
     script = tmp_path / "script.py"
     script.write_text(DIES.format(path=sys.path))
     command = [sys.executable, str(script), str(target), str(asked), str(tmp_path / "killed")]
@@ -385,7 +391,9 @@ def test_recipes_may_share_some_of_their_answers(target: Path, asked: Path, tmp_
     # Further questions are welcome, others under a name that is taken are not.
     pipeline.claim_answers(whole, tmp_path, groups)
     pipeline.claim_answers(whole, tmp_path, some)
-    with pytest.raises(VispecError, match=r"of another run: questions\.text was"):
+    with pytest.raises(
+        VispecError, match=r"of another run: what \[data\.text\] asks \(rows, .*\) was"
+    ):
         pipeline.claim_answers(whole, tmp_path, {"text": groups["heldout"]})
     with pytest.raises(VispecError, match="max_new_tokens was 12"):
         pipeline.claim_answers(replace(whole, max_new_tokens=13), tmp_path, {})

@@ -142,6 +142,24 @@ def test_a_recipe_is_what_it_states() -> None:
             ["self_fed", "run once"],
         ),
         (
+            {
+                "draft": {
+                    "kind": "eagle3",
+                    "adapter": {"kind": "pooling", "keep": 4, "rows": True},
+                },
+                "stages__0__losses": {"kl": 1.0},
+            },
+            ["twice as wide", "rows"],
+        ),
+        (
+            {
+                "draft__adapter": [
+                    {"kind": "selector", "kinds": ["a"], "parts": [{"kind": "hidden"}]}
+                ]
+            },
+            ["selector is not trained"],
+        ),
+        (
             {"draft__adapter": {"kind": "selector", "kinds": ["a"], "parts": [{"kind": "hidden"}]}},
             ["selector is not trained"],
         ),

@@ -94,6 +94,15 @@ def test_every_recipe_of_a_published_target_is_trained_here() -> None:
     }
 
 
+def test_recipes_of_published_targets_differ_where_targets_do() -> None:
+    one, *others = (read_recipe(RECIPES / f"{name}.toml") for name in TARGETS)
+    for other in others:
+        assert other.target != one.target
+        adapter = {**one.draft.adapter, "heads": other.draft.adapter["heads"]}
+        like = replace(one, target=other.target, draft=replace(one.draft, adapter=adapter))
+        assert other == like
+
+
 def published(name: str, config: str | None = None, *, split: str) -> Any:
     """Rows as those of the two datasets: conversations, and pictures where it has any."""
     assert split == "train"

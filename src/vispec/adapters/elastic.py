@@ -18,8 +18,8 @@ class ElasticAdapter(Adapter):
     In training the choice is drawn (Gumbel-softmax, arXiv 1611.01144); afterwards it is the
     likeliest. Only what is chosen runs, in training too, and that is all the gate learns from: a
     part becomes likelier where its tokens, further from the image's mean, would lower the loss, and
-    a part without tokens only through the others. Whether another part would have served better is what a
-    `SelectorAdapter` is fitted to.
+    a part without tokens only through the others. Whether another part would have served better is
+    what a `SelectorAdapter` is fitted to.
 
     Args:
         hidden_size: `d`.
@@ -71,7 +71,7 @@ def chosen(
     question: Tensor | None,
     has_global: bool,
 ) -> Compressed:
-    """What the part with weight one makes of each image; it learns from that weight `[b, parts]`."""
+    """What the part with weight one makes of each image; weights `[b, parts]` learn from it."""
     b, _, d = visual.shape
     of, mean = weight.argmax(-1), mean_of(visual, mask)
     found: list[tuple[Tensor, Compressed]] = []

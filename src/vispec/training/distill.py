@@ -158,13 +158,22 @@ def distill(
 
 
 def digest(questions: Sequence[Question], max_new_tokens: int) -> str:
-    """Of what is asked, and how; pictures by their names."""
+    """Of what is asked, and how; pictures by the names and sizes of their files."""
     found = hashlib.sha256(str(max_new_tokens).encode())
     for one in questions:
-        pictures = [Path(x).name if isinstance(x, str | os.PathLike) else "" for x in one.images]
+        pictures = [_file(x) if isinstance(x, str | os.PathLike) else "" for x in one.images]
         facts = [one.key, str(one.prompt), one.temperature, pictures]
         found.update(json.dumps(facts).encode())
     return found.hexdigest()[:16]
+
+
+def _file(picture: str | os.PathLike[str]) -> tuple[str, int]:
+    """A file's name, and how many bytes it has; none where it is gone."""
+    path = Path(picture)
+    try:
+        return path.name, path.stat().st_size
+    except (OSError, ValueError):
+        return path.name, 0
 
 
 def _refuse_twins(questions: Sequence[Question]) -> None:

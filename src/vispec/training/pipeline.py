@@ -146,7 +146,8 @@ def prepare(
         known = frozenset(samples.keys)
         asked[name] = [question for question in asked[name] if question.key in known]
     origin = {
-        **provenance(command, cache / "answers"),
+        **provenance(command, cache / "answers", asked),
+        "questions": facts["questions"],
         "processes": state.num_processes,
         "recipe": asdict(recipe),
     }
@@ -222,7 +223,8 @@ def claim_answers(
     asking = {name: digest(group, recipe.max_new_tokens) for name, group in asked.items()}
     claim(folder, common, "cache.json")
     for name, mark in asking.items():
-        claim(folder, {f"questions.{name}": mark}, f"cache-{name}.json")
+        what = f"what [data.{name}] asks (rows, their order, temperature, pictures)"
+        claim(folder, {what: mark}, f"cache-{name}.json")
     return {**common, "questions": asking}
 
 
@@ -354,6 +356,11 @@ def finish(run: Run, found: Mapping[str, float], tree: TreeShape | None = None) 
     recipe, answers = run.recipe, run.answers
     counts = {name: len(one) for name, one in answers.items()}
     skipped = {name: len(one.errors) for name, one in answers.items() if one.errors}
+    damaged = {
+        name: len(files)
+        for name, one in answers.items()
+        if (files := [*one.damaged, *getattr(run.data[name], "damaged", ())])
+    }
     said = ", ".join(f"{name} ({count} answers)" for name, count in counts.items())
     lengths = statistics.fmean(
         [len(a.token_ids) for one in answers.values() for a in one.values()] or [0]
@@ -369,7 +376,8 @@ def finish(run: Run, found: Mapping[str, float], tree: TreeShape | None = None) 
     card = Card(
         target=recipe.target,
         data=f"The target's own answers: {said}, {lengths:.0f} tokens each on average."
-        + (f" Skipped: {skipped}." if skipped else ""),
+        + (f" Skipped: {skipped}." if skipped else "")
+        + (f" Damaged files and samples left out: {damaged}." if damaged else ""),
         recipe=f"{stages}\n\nSeed {recipe.seed}.{together}",
         acceptance={"held out, greedy chain": found["acceptance_length"]},
         licence=None if run.init is None else licence(locate(run.init, "draft")),
@@ -378,6 +386,7 @@ def finish(run: Run, found: Mapping[str, float], tree: TreeShape | None = None) 
     facts = {
         "answers": counts,
         "skipped": skipped,
+        "damaged": damaged,
         "heldout": dict(found),
     }
     kept, origin = run.folder / "draft", run.origin

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import platform
 import subprocess
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,13 @@ from typing import Any
 PACKAGES = ("vispec", "torch", "transformers", "accelerate", "safetensors", "numpy")
 
 
-def provenance(command: str, data: Path) -> dict[str, Any]:
-    """Command, commit, versions, machine, and a digest of every file of data."""
+def provenance(command: str, data: Path, sources: Iterable[str]) -> dict[str, Any]:
+    """Command, commit, versions, machine, and a digest of every file of answers.
+
+    Args:
+        data: a folder with one of answers for every source.
+    """
+    files = sorted(path for name in sources for path in (data / name).glob("*.parquet"))
     return {
         "command": command,
         "commit": commit(),
@@ -22,11 +28,13 @@ def provenance(command: str, data: Path) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "data": {
-            str(path.relative_to(data)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(data.rglob("*.parquet"))
-        },
+        "data": {str(path.relative_to(data)): _digest(path) for path in files},
     }
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def commit() -> str:

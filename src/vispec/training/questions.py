@@ -64,7 +64,7 @@ class Source:
     prompt: str = ""
     image: str = ""
     shown: bool = True
-    temperature: Annotated[float, Field(ge=0)] = 0.0
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     longer: bool = False
 
     def overlaps(self, other: Source) -> bool:

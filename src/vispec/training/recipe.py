@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -61,12 +61,15 @@ class DraftRecipe:
             return
         if self.kind == "medusa":
             raise SettingsError("medusa's heads read no images", "Leave the adapter out.")
-        if "selector" in str(self.adapter):
+        if "selector" in _kinds(self.adapter):
             raise SettingsError(
                 "a selector is not trained but measured",
                 "Train its parts, and put them together by vispec select.",
             )
-        self.sketched()  # to see if the settings make sense
+        if self.sketched().rows and self.kind == "eagle3":
+            raise SettingsError(
+                "EAGLE-3's rows are twice as wide as its adapter", "Leave rows = true out."
+            )
 
     def sketched(self) -> Adapter:
         """The adapter without its memory, of a width that all heads divide."""
@@ -75,15 +78,25 @@ class DraftRecipe:
             return build(self.adapter, math.lcm(64, *_heads(self.adapter)))
 
 
-def _heads(stated: Any) -> Iterator[int]:
-    """Every count of heads in an adapter's settings."""
+def _tables(stated: Any) -> Iterator[Mapping[str, Any]]:
+    """Every adapter's settings in an adapter's, its own first."""
     if isinstance(stated, list):
         for part in stated:
-            yield from _heads(part)
+            yield from _tables(part)
     elif isinstance(stated, dict):
-        yield from _heads(stated.get("parts"))
-        if type(stated.get("heads")) is int and stated["heads"] > 0:
-            yield stated["heads"]
+        yield stated
+        yield from _tables(stated.get("parts"))
+
+
+def _kinds(stated: Any) -> list[Any]:
+    return [table.get("kind") for table in _tables(stated)]
+
+
+def _heads(stated: Any) -> Iterator[int]:
+    """Every count of heads in an adapter's settings."""
+    for table in _tables(stated):
+        if type(table.get("heads")) is int and table["heads"] > 0:
+            yield table["heads"]
 
 
 @dataclass(config=STRICT, frozen=True)

@@ -74,6 +74,10 @@ def refuse_other_bodies(drafts: Mapping[str, Any]) -> None:
     for name, draft in drafts.items():
         if not isinstance(draft, SequentialDraft) or draft.adapter is None:
             raise SettingsError(f"'{name}' has no adapter", "Give drafts with one each.")
+        if draft.embed_tokens is not None:
+            raise SettingsError(
+                f"'{name}' has a token embedding of its own", "Kinds are told by the target's."
+            )
         if compression_of(draft) is not None:
             raise SettingsError(f"'{name}' is compressed", "Give the draft that it was made of.")
     first, *others = drafts

@@ -174,8 +174,6 @@ def run_stage_together(
     Args:
         stage: its steps and minutes are each draft's.
     """
-    # That the core stands in a checkpoint once is as it should be.
-    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
     place = folder / "stages" / stage.name
     count = len(learners)
     module = SharedStages([staged(one.draft, one.target, stage) for one in learners])
@@ -193,7 +191,7 @@ def run_stage_together(
         }
         return {WATCHED: statistics.fmean(numbers[WATCHED] for numbers in found), **by_target}
 
-    Trainer(
+    trainer = Trainer(
         module,
         batches,
         lambda model, turn: model(turn),
@@ -205,7 +203,15 @@ def run_stage_together(
         weigh=weigh_turn,
         names=lambda turn: names_of(turn[1]),
         origin=origin,
-    ).run()
+    )
+    # That the core stands in a checkpoint once is as it should be.
+    logger = logging.getLogger("accelerate.utils.other")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        trainer.run()
+    finally:
+        logger.setLevel(level)
 
 
 def share(drafts: Sequence[SequentialDraft]) -> None:
