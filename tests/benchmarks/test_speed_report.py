@@ -76,8 +76,8 @@ def test_the_summary_says_what_was_measured_and_what_was_missed() -> None:
         "3 rounds (on A processor (avx2), begun 2026-01-01 01:10, 2026-01-01 02:10, ",
         "as `generate` and as the fastest plain way:\n\n- as `vispec.load` gives it: greedily "
         "2.4x to 2.4x (3.22x reached on none) and 1.5x to 1.5x (1.8x reached on none).\n- with",
-        "\n- that, and a chain of 7 for the tree: greedily 3.2x to 3.2x (3.22x reached on none) and "
-        "2.0x to 2.0x (1.8x reached on every task).\n\nThe aims at temperature 0 were 3.22x and 1.8x",
+        "\n- that, and a chain of 7 for the tree: greedily 3.2x to 3.2x (3.22x reached on none) "
+        "and 2.0x to 2.0x (1.8x reached on every task).\n\nThe aims at temperature 0 were 3.22x and",
     ):  # fmt: skip
         assert part in text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from random import Random
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from vispec.training.image_cache import (
     RANK_CLASSES,
     patch_labels,
 )
-from vispec.training.scene_words import BRIEF, OPPOSITE, relation
+from vispec.training.scene_words import BRIEF, OPPOSITE, WORDS, random_text, relation
 
 
 @pytest.mark.parametrize("task", scenes.TASKS)
@@ -142,3 +143,17 @@ def test_a_page_is_crowded_and_deterministic() -> None:
 def test_scenes_need_no_installed_font(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenes, "fonts", lambda: ())
     assert scenes.scene(3, "read").answer
+
+
+def test_what_is_written_is_words_and_random_strings_of_three_to_ten_characters() -> None:
+    texts = [random_text(Random(seed)) for seed in range(2000)]
+    assert {len(text) for text in texts} == {1, 2, 3}
+    lines = [line for text in texts for line in text]
+    drawn = [line for line in lines if not set(line.lower().split()) <= set(WORDS)]
+    assert 0.4 < len(drawn) / len(lines) < 0.7
+    assert {len(line) for line in drawn} == set(range(3, 11))
+    assert len(set(drawn)) > 0.9 * len(drawn)
+    assert any(line.isdigit() for line in drawn)
+    assert any(line.isupper() for line in drawn)
+    assert any(line.islower() for line in drawn)
+    assert any(" " in line for line in lines)

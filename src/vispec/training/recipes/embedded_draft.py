@@ -155,7 +155,7 @@ def card(
     title = f"An {'EAGLE-3' if isinstance(draft, Eagle3Draft) else 'EAGLE'} draft"
     if draft.token_map is not None:
         layer += f" over {draft.token_map.numel()} of the target's tokens"
-    what = f"{title}: {layer}, and reads every image token"
+    what = f"{title}: {layer}, which reads every image token"
     if isinstance(adapter, QueryAdapter):
         title, count = "The embedded draft", adapter.q.shape[0]
         queries = "1 query" if count == 1 else f"{count} queries"
