@@ -50,6 +50,8 @@ GOALS = {"generate": 3.22, "fastest_plain": 1.8}
 UNTIMED = (
     "Photographs, which are harder to draft, are not timed; what is accepted of them stands below. "
 )
+STALL = 10
+"""Times as long as in other rounds, which no text makes of an answer."""
 APART_H = 6.0
 """Hours between rounds that say something of each other."""
 GOAL, OTHER_GOAL = 0.85, 0.9
@@ -191,6 +193,8 @@ def conditions(result: Mapping[str, Any]) -> str:
         f"rounds, speedups of the rounds' own. {BRACKETS} "
         + f"The rounds' own speedups differ by up to {spread:.0%}. " * (len(repeats) > 1)
         + agreement(repeats)
+        + _last(repeats)
+        + _stalls(repeats)
         + f"{_counted(compiled, 'graph')} had to be compiled while measuring. " * bool(compiled)
         + _lengths(repeats)
         + f"{_all_of(machines, 'cores')} cores. `{result['command']}`. "
@@ -480,6 +484,42 @@ def agreement(repeats: Sequence[Mapping[str, Any]]) -> str:
     return "".join([*days, _processors(rounds)])
 
 
+def _last(repeats: Sequence[Mapping[str, Any]]) -> str:
+    """How much of the last round is as the tables said before it; empty of one round."""
+    if len(repeats) < 2:
+        return ""
+    *before, last = ([one["parts"]] for one in repeats)
+    brackets = _of_rows([parts for (parts,) in before], "_interval")
+    found = _of_rows(last, "")
+    within = sum(low <= found[key] <= high for key, (low, high) in brackets.items())
+    return (
+        f"Of the last round's {len(found)} speedups of ViSpec's rows {within} lie in the brackets "
+        "that the rounds before it give. "
+    )
+
+
+def _stalls(repeats: Sequence[Mapping[str, Any]]) -> str:
+    """Answers that the machine was busy with something else for; empty where there are none."""
+    rounds: dict[tuple[str, float, str], list[Sequence[float]]] = {}
+    for one in repeats:
+        for part in one["parts"]:
+            key = part["task"], part["temperature"], part["method"]
+            rounds.setdefault(key, []).append(part["seconds"])
+    told = [
+        f"{max(times):.1f} s for {median(times):.1f} of '{TASKS[task]}' at temperature {heat:.0f} "
+        f"by {METHODS[method]}"
+        for (task, heat, method), seconds in rounds.items()
+        for times in zip(*seconds, strict=True)
+        if max(times) > STALL * median(times)
+    ]
+    if not told:
+        return ""
+    return (
+        f"{_counted(len(told), 'answer')} took over {STALL} times as long in one round as in the "
+        f"median: {'; '.join(told)}. "
+    )
+
+
 def _processors(rounds: Mapping[str, list[Mapping[str, Any]]]) -> str:
     """How far speedups of other processors are from those of the first."""
     means = {
@@ -512,13 +552,11 @@ def _days(repeats: Sequence[Mapping[str, Any]], the: str) -> str:
     )
     means = _mean(before), _mean(after)
     moved = [abs(means[1][key] - means[0][key]) for key in means[0]]
-    brackets = _brackets(repeats[:split])
-    within = sum(low <= exp(means[1][key]) <= high for key, (low, high) in brackets.items())
     said = (
         f"{the} {len(moved)} speedups of ViSpec's rows of {gaps[split - 1]:.0f} hours "
         f"later ({_counted(len(after), 'round')}) differ by up to {exp(max(moved)) - 1:.1%}"
         f" from those before ({_counted(len(before), 'round')}), by {exp(median(moved)) - 1:.1%} "
-        f"in the median, and {within} lie in the brackets that those before give"
+        "in the median"
     )
     several = [some for some in (before, after) if len(some) > 1]
     if not several:
@@ -550,11 +588,6 @@ def _of_rows(rounds: Sequence[Sequence[Any]], number: str) -> dict[tuple[Any, ..
 def _speedups(parts: Sequence[Any]) -> dict[tuple[Any, ...], float]:
     """Logarithms of a round's speedups of ViSpec's rows."""
     return {key: log(value) for key, value in _of_rows([parts], "").items()}
-
-
-def _brackets(repeats: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], Any]:
-    """What tables would have in brackets, were these all rounds."""
-    return _of_rows([one["parts"] for one in repeats], "_interval")
 
 
 def _mean(rounds: Sequence[Mapping[tuple[Any, ...], float]]) -> dict[tuple[Any, ...], float]:
