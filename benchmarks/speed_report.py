@@ -6,54 +6,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
 from itertools import groupby
-from math import exp, log, sqrt
 from pathlib import Path
-from statistics import mean, median, variance
+from statistics import median
 from typing import Any
 
 from drafts_report import digest
 from methods import MAX_NEW_TOKENS
-from speeds import CYCLE, PROMPT, summarise
+from rounds import agreement, last, processor_of, stalls
+from speed_words import METHODS, OURS, OVER, TASKS, counted
+from speeds import CYCLE, PROMPT
 from vispec.training.recipes.card import table
 
-TASKS = {
-    "photo": "photograph",
-    "caption": "scene, described",
-    "vqa": "scene, a question",
-    "read": "text, read",
-}
-"""Tasks as people call them, in the order of the tables."""
-METHODS = {
-    "generate": "generate",
-    "generate-static": "generate, static cache, compiled",
-    "generate-lookup": "generate, prompt lookup",
-    "plain": "plain loop",
-    "plain-compiled": "plain loop, compiled",
-    "vispec-uncompiled": "ViSpec as it comes, not compiled",
-    "vispec-advised": "ViSpec as it comes, compiled",
-    "eagle-text": "EAGLE tree, trained on text",
-    "eagle-text-blind": "EAGLE tree, kept from images",
-    "eagle3": "EAGLE-3 tree, trained as ViSpec was",
-    "eagle3-chain": "EAGLE-3 chain, trained as ViSpec was",
-    "vispec": "ViSpec tree",
-    "vispec-chain": "ViSpec chain",
-}
-"""Methods as the picture names them, from its top; compiled where nothing else is said."""
-OURS = ("vispec-chain", "vispec", "vispec-advised", "vispec-uncompiled")
-"""The methods that tables of speculation are about."""
 HEADLINE, AS_IT_COMES = "vispec-chain", ("vispec-uncompiled", "vispec-advised")
-OVER = {"generate": "`generate`", "fastest_plain": "the fastest plain way"}
-"""What speedups are over, in words."""
 GOALS = {"generate": 3.22, "fastest_plain": 1.8}
 UNTIMED = (
     "Photographs, which are harder to draft, are not timed; what is accepted of them stands below. "
 )
-STALL = 10
-"""Times as long as in other rounds, which no text makes of an answer."""
-APART_H = 6.0
-"""Hours between rounds that say something of each other."""
 GOAL, OTHER_GOAL = 0.85, 0.9
 """Of the attainable speedup: the benchmark's aim, and that of drafts' training."""
 BRACKETS = (
@@ -193,9 +162,9 @@ def conditions(result: Mapping[str, Any]) -> str:
         f"rounds, speedups of the rounds' own. {BRACKETS} "
         + f"The rounds' own speedups differ by up to {spread:.0%}. " * (len(repeats) > 1)
         + agreement(repeats)
-        + _last(repeats)
-        + _stalls(repeats)
-        + f"{_counted(compiled, 'graph')} had to be compiled while measuring. " * bool(compiled)
+        + last(repeats)
+        + stalls(repeats)
+        + f"{counted(compiled, 'graph')} had to be compiled while measuring. " * bool(compiled)
         + _lengths(repeats)
         + f"{_all_of(machines, 'cores')} cores. `{result['command']}`. "
         + "Trees and chains were chosen on other items, greedily: "
@@ -229,20 +198,14 @@ def _measured(result: Mapping[str, Any]) -> str:
         f"on {processor}, begun "
         + ", ".join(repeat["begun"][:16].replace("T", " ") for repeat in some)
         + " UTC"
-        for processor, some in groupby(repeats, _processor)
+        for processor, some in groupby(repeats, processor_of)
     ]
     return (
-        f"{row['items']} held-out items a task, {_counted(row['repeats'], 'round')} "
+        f"{row['items']} held-out items a task, {counted(row['repeats'], 'round')} "
         f"({'; '.join(begun)}), {_all_of(machines, 'threads')} threads, {result['dtype']}, torch "
         f"{_all_of(machines, 'torch')}, transformers {_all_of(machines, 'transformers')}, "
         f"{_settings(machines[0])}."
     )
-
-
-def _processor(repeat: Mapping[str, Any]) -> str:
-    """What a round ran on: a name that virtual machines give to several, and its instructions."""
-    machine = repeat["machine"]
-    return f"{machine['processor']} ({', '.join(machine['flags'])})"
 
 
 def _all_of(machines: Sequence[Mapping[str, Any]], key: str) -> str:
@@ -467,135 +430,6 @@ def _shape(result: Mapping[str, Any], method: str) -> str:
     if tree["width"] == 1:
         return f"a chain of {tree['depth']}"
     return f"a tree of {tree['size']} nodes, depth {tree['depth']}, width {tree['width']}"
-
-
-def agreement(repeats: Sequence[Mapping[str, Any]]) -> str:
-    """How far speedups of rounds are from those of a day before, and of other processors.
-
-    Empty if all rounds are of one processor and day.
-    """
-    rounds: dict[str, list[Mapping[str, Any]]] = {}
-    for repeat in repeats:
-        rounds.setdefault(_processor(repeat), []).append(repeat)
-    days = [
-        _days(some, f"On {name}, the" if len(rounds) > 1 else "The")
-        for name, some in rounds.items()
-    ]
-    return "".join([*days, _processors(rounds)])
-
-
-def _last(repeats: Sequence[Mapping[str, Any]]) -> str:
-    """How much of the last round is as the tables said before it; empty of one round."""
-    if len(repeats) < 2:
-        return ""
-    *before, last = ([one["parts"]] for one in repeats)
-    brackets = _of_rows([parts for (parts,) in before], "_interval")
-    found = _of_rows(last, "")
-    within = sum(low <= found[key] <= high for key, (low, high) in brackets.items())
-    return (
-        f"Of the last round's {len(found)} speedups of ViSpec's rows {within} lie in the brackets "
-        "that the rounds before it give. "
-    )
-
-
-def _stalls(repeats: Sequence[Mapping[str, Any]]) -> str:
-    """Answers that the machine was busy with something else for; empty where there are none."""
-    rounds: dict[tuple[str, float, str], list[Sequence[float]]] = {}
-    for one in repeats:
-        for part in one["parts"]:
-            key = part["task"], part["temperature"], part["method"]
-            rounds.setdefault(key, []).append(part["seconds"])
-    told = [
-        f"{max(times):.1f} s for {median(times):.1f} of '{TASKS[task]}' at temperature {heat:.0f} "
-        f"by {METHODS[method]}"
-        for (task, heat, method), seconds in rounds.items()
-        for times in zip(*seconds, strict=True)
-        if max(times) > STALL * median(times)
-    ]
-    if not told:
-        return ""
-    return (
-        f"{_counted(len(told), 'answer')} took over {STALL} times as long in one round as in the "
-        f"median: {'; '.join(told)}. "
-    )
-
-
-def _processors(rounds: Mapping[str, list[Mapping[str, Any]]]) -> str:
-    """How far speedups of other processors are from those of the first."""
-    means = {
-        name: _mean([_speedups(one["parts"]) for one in some]) for name, some in rounds.items()
-    }
-    (first, before), *others = means.items()
-    text = ""
-    for name, after in others:
-        moved = {
-            over: [exp(after[key] - before[key]) - 1 for key in before if key[-1] == over]
-            for over in OVER
-        }
-        said = " and over ".join(
-            f"{words} by {min(moved[over]):+.1%} to {max(moved[over]):+.1%}"
-            for over, words in OVER.items()
-        )
-        text += f"From {first} to {name}, speedups of ViSpec's rows change over {said}. "
-    return text
-
-
-def _days(repeats: Sequence[Mapping[str, Any]], the: str) -> str:
-    """The same of days of one processor; empty if there is one."""
-    begun, ended = ([datetime.fromisoformat(r[key]) for r in repeats] for key in ("begun", "ended"))
-    gaps = [(b - a).total_seconds() / 3600 for a, b in zip(ended, begun[1:], strict=False)]
-    split = next((i for i, gap in enumerate(gaps, 1) if gap >= APART_H), None)
-    if split is None:
-        return ""
-    before, after = (
-        [_speedups(one["parts"]) for one in some] for some in (repeats[:split], repeats[split:])
-    )
-    means = _mean(before), _mean(after)
-    moved = [abs(means[1][key] - means[0][key]) for key in means[0]]
-    said = (
-        f"{the} {len(moved)} speedups of ViSpec's rows of {gaps[split - 1]:.0f} hours "
-        f"later ({_counted(len(after), 'round')}) differ by up to {exp(max(moved)) - 1:.1%}"
-        f" from those before ({_counted(len(before), 'round')}), by {exp(median(moved)) - 1:.1%} "
-        "in the median"
-    )
-    several = [some for some in (before, after) if len(some) > 1]
-    if not several:
-        return said + ". "
-    # Of every speedup rounds of a day say how much it varies, of all together they say it well.
-    squares = mean(
-        sum((len(some) - 1) * variance([one[key] for one in some]) for some in several)
-        for key in before[0]
-    )
-    varies = sqrt(squares / sum(len(some) - 1 for some in several))
-    most = 2 * varies * sqrt(1 / len(before) + 1 / len(after))
-    inside = sum(change <= most for change in moved)
-    return (
-        f"{said}; by how rounds of a day differ, 95 % of such differences lie within "
-        f"{exp(most) - 1:.1%}, and {inside} do. "
-    )
-
-
-def _of_rows(rounds: Sequence[Sequence[Any]], number: str) -> dict[tuple[Any, ...], Any]:
-    """A number of every speedup of ViSpec's rows, by how it ends."""
-    return {
-        (row["task"], row["temperature"], row["method"], over): row[f"speedup_vs_{over}{number}"]
-        for row in summarise(rounds)
-        if row["method"] in OURS
-        for over in OVER
-    }
-
-
-def _speedups(parts: Sequence[Any]) -> dict[tuple[Any, ...], float]:
-    """Logarithms of a round's speedups of ViSpec's rows."""
-    return {key: log(value) for key, value in _of_rows([parts], "").items()}
-
-
-def _mean(rounds: Sequence[Mapping[tuple[Any, ...], float]]) -> dict[tuple[Any, ...], float]:
-    return {key: mean(one[key] for one in rounds) for key in rounds[0]}
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _tasks(rows: Sequence[Row], every: Sequence[Row]) -> str:
