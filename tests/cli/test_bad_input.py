@@ -275,7 +275,10 @@ def test_control_c_leaves_with_130_and_no_trace(
 
     monkeypatch.setattr("vispec.cli.generate.load_image", interrupted)
     assert main(["generate", "--image", "x.png", QUESTION]) == 130
-    assert "Traceback" not in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("vispec: interrupted\n")
+    monkeypatch.setattr("vispec.cli.train.run", interrupted)
+    assert main(["train", "x.toml"]) == 130
+    assert capsys.readouterr().err.endswith("interrupted; the same command goes on from there\n")
 
 
 @pytest.mark.slow

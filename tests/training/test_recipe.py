@@ -58,8 +58,8 @@ def test_a_recipe_is_what_it_states() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"taget": "x"}, ["taget", "Unexpected"]),
-        ({"target": None}, ["target", "required"]),
+        ({"taget": "x"}, ["taget", "there is no such setting"]),
+        ({"target": None}, ["target", "is missing"]),
         ({"seed": "one"}, ["seed", "integer"]),
         ({"seed": "1"}, ["seed", "integer"]),
         ({"stages__0__learning_rate": "fast"}, [r"stages\.0\.learning_rate", "number"]),

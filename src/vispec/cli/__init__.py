@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vispec: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("\nvispec: interrupted", file=sys.stderr)
+        again = "; the same command goes on from there" if "resumes" in options else ""
+        print(f"\nvispec: interrupted{again}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has gone. Python would complain again when it flushes at exit.

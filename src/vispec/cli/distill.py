@@ -69,7 +69,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
         "--workers", type=shared.count, default=1, help="how many share the folder (1)"
     )
     shared.add_models(parser)
-    parser.set_defaults(run=run, **dict.fromkeys(OF_A_SOURCE))
+    parser.set_defaults(run=run, **dict.fromkeys(OF_A_SOURCE), resumes=True)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -53,7 +53,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--target", default=shared.EMBEDDED, metavar="MODEL", help="who answers")
     parser.add_argument("--device", default="auto", help="where the target is put (auto)")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, resumes=True)
 
 
 def _kind(text: str) -> tuple[str, str]:

@@ -59,7 +59,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--check", action="store_true", help="read the recipe, and stop")
     parser.add_argument("--list", action="store_true", help="name the recipes that come along")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, resumes=True)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -323,8 +323,9 @@ def chosen_tree(
         return TreeShape(**json.loads(path.read_text()))
     requests = timed_requests(learnt, max_new_tokens)
     print(
-        f"choosing the fastest of {len(SHAPES)} trees on {len(requests)} questions; the draft is"
-        " written already, and does without if this is interrupted",
+        f"choosing the fastest of {len(SHAPES)} trees on {len(requests)} questions, for which the"
+        " machine should be idle; the draft is written already, and has a common tree if this is"
+        " interrupted",
         flush=True,
     )
     own = copy.deepcopy(draft).to(target.dtype)
@@ -375,7 +376,8 @@ def finish(run: Run, found: Mapping[str, float], tree: TreeShape | None = None) 
     together = f" Trained together with those of {others}, around one adapter." if others else ""
     card = Card(
         target=recipe.target,
-        data=f"The target's own answers: {said}, {lengths:.0f} tokens each on average."
+        data=f"The target's own answers: {said}, {lengths:.0f} tokens each on average; those of"
+        f" {HELDOUT} were not learnt from."
         + (f" Skipped: {skipped}." if skipped else "")
         + (f" Damaged files and samples left out: {damaged}." if damaged else ""),
         recipe=f"{stages}\n\nSeed {recipe.seed}.{together}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import field, replace
@@ -264,7 +265,7 @@ def recipe(stated: dict[str, Any], name: str, folder: Path = Path(), begun: bool
         as_json = json.dumps(stated, default=refused)
         found = TypeAdapter(Recipe).validate_json(as_json, strict=True)
     except ValidationError as error:
-        lines = [f"\n  {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        lines = [f"\n  {'.'.join(map(str, one['loc']))}: {_said(one)}" for one in error.errors()]
         raise SettingsError(f"{name} is no recipe:{''.join(lines)}\n") from error
     sources = {key: _placed(source, folder) for key, source in found.data.items()}
     near = folder / found.target
@@ -273,6 +274,15 @@ def recipe(stated: dict[str, Any], name: str, folder: Path = Path(), begun: bool
     found = replace(found, target=str(near) if own else found.target, data=sources)
     found.check(begun)
     return found
+
+
+def _said(error: Any) -> str:
+    """What pydantic found, in the words of recipes."""
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return "there is no such setting"
+    if error["type"] == "missing":
+        return "is missing"
+    return f"{error['msg']}, and is {reprlib.repr(error['input'])}"
 
 
 def _placed(source: Source, folder: Path) -> Source:

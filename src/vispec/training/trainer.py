@@ -453,7 +453,7 @@ class Trainer:
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, self.progress.step)
             self._board.flush()
-        shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}
+        shown = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in line.items()}
         print(self.settings.folder.name, shown, flush=True)
 
     def _save(self) -> None:
