@@ -31,9 +31,9 @@ def test_acceptance_stands_beside_that_of_tables() -> None:
     assert text.splitlines()[2:] == [
         "| text, read | 0.50 | 1.50 | 1.90 | 1.10 | 2.50 | 1.67x | reached | 1.32x |",
         "",
-        "The tables of bigrams are of answers that the draft learnt from: 70 (text, read). The aim is"
-        " judged by the draft's own tree; bigrams, which foresee little, do better with a wider and "
-        "shorter one.",
+        "The tables of bigrams are of answers that the draft learnt from: 70 (text, read). "
+        "The aim is judged by the draft's own tree; bigrams, which foresee little, do better with a"
+        " wider and shorter one.",
     ]
     other = report.acceptance({"acceptance": [row], "command": "it --table 70"})
     assert "of answers to other questions" in other
