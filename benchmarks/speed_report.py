@@ -250,7 +250,7 @@ def _ahead(rows: Mapping[str, Row]) -> list[str]:
     best = max((rows[name]["tokens_per_s"] for name in OURS if name in rows), default=0.0)
     others = [name for name in METHODS if name in rows and name not in OURS]
     others.sort(key=lambda name: -rows[name]["tokens_per_s"])
-    return [METHODS[name] for name in others if rows[name]["tokens_per_s"] > best]
+    return [f"*{METHODS[name]}*" for name in others if rows[name]["tokens_per_s"] > best]
 
 
 def speculation(result: Mapping[str, Any]) -> str:

@@ -172,7 +172,7 @@ def test_methods_that_are_ahead_of_ours_are_told() -> None:
     text = report.every_method(RESULT | {"rows": [*RESULT["rows"], *others]})
     assert text.endswith(
         "\n\nFaster than every row of ViSpec's: on 'scene, a question' at temperature 0, "
-        "EAGLE tree, trained on text, EAGLE-3 tree, trained as ViSpec was."
+        "*EAGLE tree, trained on text*, *EAGLE-3 tree, trained as ViSpec was*."
     )
 
 
