@@ -42,9 +42,8 @@ def last(repeats: Sequence[Mapping[str, Any]]) -> str:
     """How much of the last round is as the tables said before it; empty of one round."""
     if len(repeats) < 2:
         return ""
-    *before, last = ([one["parts"]] for one in repeats)
-    brackets = _of_rows([parts for (parts,) in before], "_interval")
-    found = _of_rows(last, "")
+    *before, newest = (one["parts"] for one in repeats)
+    brackets, found = _of_rows(before, "_interval"), _of_rows([newest], "")
     within = sum(low <= found[key] <= high for key, (low, high) in brackets.items())
     return (
         f"Of the last round's {len(found)} speedups of ViSpec's rows {within} lie in the brackets "

@@ -373,14 +373,15 @@ def test_every_section_of_the_page_is_written(tmp_path: Path) -> None:
     assert "+0.0 %" in found["drafts-own-trees"].splitlines()[3]
     rows = [row.strip("| ") for row in found["drafts-adapted"].splitlines()[2:]]
     assert rows == ["0 | 2.25", "1 | 2.50", "2 | 2.50 | 2.50"]
-    vispec, none, blind, raw = found["drafts-aims"].splitlines()[2:6]
+    vispec, none, hidden, blind, raw = found["drafts-aims"].splitlines()[2:7]
     more = "1.00 | 1.50 | 1.22 | over 100x | 1.83x (1.83 to 1.83)"
     assert vispec == f"| query (ViSpec) | {more} | 1.00x (1.00 to 1.00) |"
     assert none == f"| none (EAGLE) | {more} |  |"
+    assert hidden == f"| hidden (HiViS) | {more} | 1.00x (1.00 to 1.00) |"
     assert blind.startswith("| text alone, no image tokens (text-only) | 0.67 | 0.67 | 0.67 |")
     assert raw.startswith("| text alone | 0.00 | 0.00 | 0.00 |  | 0.00x")
     assert "75.0% (photograph), 75.0% (question)" in found["drafts-aims"]
-    assert "no image reaches: 1.50x (1.50 to 1.50) (photograph)" in found["drafts-aims"]
+    assert "no image token reaches: 1.50x (1.50 to 1.50) (photograph)" in found["drafts-aims"]
     assert "resampler alone" not in found["drafts-training"]
     assert "| 200 | 45 |" in found["training-costs"]
     assert "trained at `cba`" in found["drafts-conditions"]

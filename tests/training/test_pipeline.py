@@ -294,7 +294,7 @@ sys.path[:0] = {path!r}
 import spread
 way = sys.argv[1]
 spread.WAYS[way]()
-from training.test_pipeline import KINDS, shipped, wanted
+from training.test_pipeline import KINDS, wanted
 from vispec.training import pipeline, trainer
 step = trainer.Trainer._step
 def looking(self):
